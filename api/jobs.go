@@ -1,0 +1,273 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-fuego/fuego"
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pixtools/pixtools/commands/operations"
+	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/projections"
+)
+
+// Job is a job as clients see it. The first six members are those of the Python
+// service.
+type Job struct {
+	JobID        string            `json:"job_id" format:"uuid"`
+	Status       string            `json:"status" description:"PENDING, PROCESSING, COMPLETED, FAILED or COMPLETED_WEBHOOK_FAILED"`
+	Operations   []string          `json:"operations"`
+	ResultURLs   map[string]string `json:"result_urls" description:"Operation to signed link"`
+	ErrorMessage *string           `json:"error_message"`
+	CreatedAt    time.Time         `json:"created_at"`
+
+	Outcome          *string           `json:"outcome" description:"null while open, then SUCCEEDED, PARTIAL, FAILED or CANCELLED"`
+	Revision         int32             `json:"revision"`
+	UpdatedAt        time.Time         `json:"updated_at"`
+	FinalizedAt      *time.Time        `json:"finalized_at"`
+	OperationResults map[string]Result `json:"operation_results"`
+}
+
+// Result is one operation of a job.
+type Result struct {
+	State    string       `json:"state" description:"PENDING, RUNNING, COMPLETED, FAILED or CANCELLED"`
+	Attempt  int32        `json:"attempt"`
+	Progress float64      `json:"progress" description:"0 to 1"`
+	Error    *ResultError `json:"error"`
+	Artifact *Artifact    `json:"artifact"`
+}
+
+// ResultError says why an operation failed.
+type ResultError struct {
+	Kind    string `json:"kind" description:"INPUT, WORLD or INTERNAL"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// Artifact is a stored result.
+type Artifact struct {
+	Bytes     int64      `json:"bytes"`
+	Width     int32      `json:"width"`
+	Height    int32      `json:"height"`
+	Format    string     `json:"format"`
+	SHA256    string     `json:"sha256"`
+	ExpiresAt *time.Time `json:"expires_at" description:"When the link ends; a later read gives a new one"`
+}
+
+// job answers GET /api/jobs/{job_id}.
+func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
+	asked := c.PathParam("job_id")
+	id, err := uuid.Parse(asked)
+	if err != nil || len(asked) != 36 {
+		return Job{}, invalid("job_id", "job_id is not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")
+	}
+	patience, err := s.patience(c.QueryParam("wait"))
+	if err != nil {
+		return Job{}, err
+	}
+	ctx, cancel := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
+	defer cancel()
+	if after := c.QueryParam("after"); after != "" {
+		if err := s.waitFor(ctx, after); err != nil {
+			return Job{}, err
+		}
+	}
+	state, err := s.Reader.Job(ctx, defaultTenant, id.String())
+	if errors.Is(err, projections.ErrNotFound) {
+		state, err = s.lookAgain(ctx, id.String())
+	}
+	switch {
+	case errors.Is(err, projections.ErrNotFound) || err == nil && state.GetPhase() == events.Phase_PHASE_DELETED:
+		return Job{}, problem(http.StatusNotFound, fmt.Sprintf("Job %s not found", asked))
+	case errors.Is(err, projections.ErrUnavailable):
+		return Job{}, unavailable("The database is unreachable.", err)
+	case err != nil:
+		return Job{}, err
+	}
+	if patience > 0 && state.GetPhase() == events.Phase_PHASE_OPEN {
+		state = s.untilEnded(c.Context(), state, patience)
+	}
+	return s.render(c.Context(), state)
+}
+
+// patience is how long the client would have us wait for the job's end.
+func (s *Server) patience(wait string) (time.Duration, error) {
+	if wait == "" {
+		return 0, nil
+	}
+	seconds, err := strconv.ParseFloat(wait, 64)
+	if most := s.cfg.LongestWait.Seconds(); err != nil || !(seconds >= 0 && seconds <= most) {
+		return 0, invalid("wait", fmt.Sprintf("wait must be a number of seconds from 0 to %g", most))
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
+}
+
+// untilEnded is the job as it is at its end, or when the patience is over. It reads
+// the row again only when the projection has moved in the job's own partition. The
+// position is taken before the row is read: what is applied in between is seen as a
+// move, and read again.
+func (s *Server) untilEnded(ctx context.Context, state *events.Job, patience time.Duration) *events.Job {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	partition := PartitionOf(state.GetId(), s.Partitions)
+	for {
+		seen := s.Reader.Position(partition)
+		next, err := s.Reader.Job(ctx, state.GetTenant(), state.GetId())
+		if err != nil {
+			return state
+		}
+		if state = next; state.GetPhase() != events.Phase_PHASE_OPEN || s.Reader.Wait(ctx, partition, seen) != nil {
+			return state
+		}
+	}
+}
+
+func (s *Server) waitFor(ctx context.Context, token string) error {
+	position, err := events.ParsePosition(token)
+	if err != nil {
+		return invalid("after", "after is "+err.Error())
+	}
+	if position.Log != s.LogID {
+		return invalid("after", "after is a position in another log than this service's")
+	}
+	if err := s.Reader.Wait(ctx, position.Partition, position.Offset); err != nil {
+		return unavailable("The read model has not reached that position yet.", err)
+	}
+	return nil
+}
+
+// lookAgain is for a job that the read model does not know: it waits until the
+// projection has passed the end that the job's partition has now. So a job is
+// found as soon as its submission was answered, with no token at all.
+func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) {
+	// The high watermark, not the last stable offset: a request may lie behind an
+	// open transaction of the saga's.
+	ends, err := kadm.NewClient(s.Kafka).ListEndOffsets(ctx, events.Topic)
+	if err != nil {
+		return nil, unavailable("Kafka does not tell how long the log is.", err)
+	}
+	partition := PartitionOf(id, s.Partitions)
+	end, ok := ends.Lookup(events.Topic, partition)
+	if !ok || end.Err != nil {
+		return nil, unavailable("Kafka does not tell how long the log is.", end.Err)
+	}
+	if end.Offset > 0 {
+		if err := s.Reader.Wait(ctx, partition, end.Offset-1); err != nil {
+			return nil, unavailable("The read model has not caught up with the log yet.", err)
+		}
+	}
+	return s.Reader.Job(ctx, defaultTenant, id)
+}
+
+// PartitionOf is where Kafka's clients put a job's events: murmur2 of the key.
+func PartitionOf(jobID string, partitions int) int32 {
+	hash := kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic)
+	return int32(hash.Partition(&kgo.Record{Topic: events.Topic, Key: []byte(jobID)}, partitions))
+}
+
+// render is the state with links signed anew.
+func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
+	name, err := s.Keys.Open(ctx, state.GetId(), state.GetFileName())
+	if err != nil {
+		s.Log.Warn("file name cannot be opened; links go without it", "job", state.GetId(), "error", err)
+	}
+	job := Job{
+		JobID: state.GetId(), Status: statusOf(state), ErrorMessage: errorMessageOf(state),
+		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
+		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
+	}
+	if state.GetPhase() == events.Phase_PHASE_ENDED {
+		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
+		job.Outcome, job.FinalizedAt = &outcome, &at
+	}
+	for _, op := range state.GetOperations() {
+		job.Operations = append(job.Operations, op.GetName())
+		result := resultOf(op)
+		if op.GetArtifact() != nil && !op.GetArtifactExpired() {
+			link, expires, err := s.Store.PresignGet(ctx, op.GetArtifact().GetKey(), downloadName(op.GetName(), name))
+			if err != nil {
+				return Job{}, err
+			}
+			job.ResultURLs[op.GetName()], result.Artifact.ExpiresAt = link, &expires
+		}
+		job.OperationResults[op.GetName()] = result
+	}
+	return job, nil
+}
+
+func word(name, prefix string) string { return strings.TrimPrefix(name, prefix) }
+
+func resultOf(op *events.OperationState) Result {
+	result := Result{State: word(op.GetPhase().String(), "OPERATION_PHASE_"), Attempt: op.GetAttempt()}
+	switch op.GetPhase() {
+	case events.OperationPhase_OPERATION_PHASE_COMPLETED:
+		a := op.GetArtifact()
+		result.Progress = 1
+		result.Artifact = &Artifact{Bytes: a.GetBytes(), Width: a.GetWidth(), Height: a.GetHeight(), Format: a.GetFormat(), SHA256: a.GetSha256()}
+	case events.OperationPhase_OPERATION_PHASE_FAILED:
+		result.Error = &ResultError{Kind: word(op.GetFailureKind().String(), "FAILURE_KIND_"), Code: op.GetFailureCode(), Message: op.GetFailureMessage()}
+	case events.OperationPhase_OPERATION_PHASE_CANCELLED:
+		result.Error = &ResultError{Kind: "INPUT", Code: "cancelled", Message: "cancelled before it had a result"}
+	}
+	return result
+}
+
+// statusOf speaks the words that existing clients wait for: they know no end but
+// COMPLETED, FAILED and COMPLETED_WEBHOOK_FAILED.
+func statusOf(state *events.Job) string {
+	if state.GetPhase() == events.Phase_PHASE_OPEN {
+		for _, op := range state.GetOperations() {
+			if op.GetPhase() != events.OperationPhase_OPERATION_PHASE_PENDING {
+				return "PROCESSING"
+			}
+		}
+		return "PENDING"
+	}
+	switch state.GetOutcome() {
+	case events.Outcome_OUTCOME_SUCCEEDED, events.Outcome_OUTCOME_PARTIAL:
+		if state.GetWebhook().GetFailed() {
+			return "COMPLETED_WEBHOOK_FAILED"
+		}
+		return "COMPLETED"
+	}
+	return "FAILED"
+}
+
+func errorMessageOf(state *events.Job) *string {
+	var all []string
+	for _, op := range state.GetOperations() {
+		switch op.GetPhase() {
+		case events.OperationPhase_OPERATION_PHASE_FAILED:
+			all = append(all, op.GetName()+": "+op.GetFailureMessage())
+		case events.OperationPhase_OPERATION_PHASE_CANCELLED:
+			all = append(all, op.GetName()+": cancelled")
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	text := strings.Join(all, "; ")
+	return &text
+}
+
+// downloadName is pixtools_{op}_{original base name}.{ext}.
+func downloadName(op, original string) string {
+	base := strings.TrimSuffix(original, path.Ext(original))
+	if base == "" {
+		base = "image"
+	}
+	extension := op
+	if target, ok := operations.Find(op); ok {
+		extension = target.Extension
+	}
+	return "pixtools_" + op + "_" + base + "." + extension
+}

@@ -1,0 +1,121 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/go-fuego/fuego"
+
+	"github.com/pixtools/pixtools/commands/operations"
+)
+
+// routes registers every route of the API, and with it its description.
+func (s *Server) routes(f *fuego.Server) {
+	problems := func(codes ...int) fuego.RouteOption {
+		var all []fuego.RouteOption
+		for _, code := range codes {
+			all = append(all, fuego.OptionAddResponse(code, http.StatusText(code), fuego.Response{Type: Problem{}, ContentTypes: []string{"application/problem+json"}}))
+		}
+		return fuego.GroupOptions(all...)
+	}
+	fuego.Post(f, "/api/process", s.process,
+		fuego.OptionOperationID("process"), fuego.OptionSummary("Submit a picture"),
+		fuego.OptionOverrideDescription("Stores the picture and accepts a job. The answer comes once both are durable."),
+		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Accepted{}, ContentTypes: []string{"application/json"}}),
+		problems(400, 413, 422, 429, 503))
+	fuego.Get(f, "/api/jobs/{job_id}", s.job,
+		fuego.OptionOperationID("job"), fuego.OptionSummary("Read a job"),
+		fuego.OptionOverrideDescription("Links are signed anew at each read. Right after its submission a job is found, never 404."),
+		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
+		fuego.OptionQuery("wait", "Seconds to wait for the job's end; then it is answered as it is"),
+		problems(404, 422, 503))
+	fuego.Get(f, "/api/health", s.health,
+		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
+		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),
+		fuego.OptionAddResponse(http.StatusServiceUnavailable, "A part is unreachable", fuego.Response{Type: Health{}, ContentTypes: []string{"application/json"}}))
+	fuego.Get(f, "/api/livez", s.livez, fuego.OptionOperationID("livez"), fuego.OptionSummary("The process answers"), fuego.OptionOverrideDescription("Liveness probe."))
+	fuego.Get(f, "/api/readyz", s.readyz, fuego.OptionOperationID("readyz"), fuego.OptionSummary("The process takes requests"), fuego.OptionOverrideDescription("Readiness probe."))
+}
+
+// describe is the OpenAPI document, with what the framework does not know.
+func describe(f *fuego.Server) ([]byte, error) {
+	doc := f.OpenAPI.Description()
+	doc.OpenAPI = "3.0.3" // what its schemas are written in
+	doc.Info = &openapi3.Info{Title: "PixTools", Version: "1",
+		Description: "Upload a picture, name the operations, get the results as links."}
+	doc.Servers = openapi3.Servers{{URL: "/"}}
+	doc.Tags = nil
+	for _, item := range doc.Paths.Map() {
+		for _, op := range item.Operations() {
+			op.Tags = nil
+			op.Responses.Delete("default")
+			var kept openapi3.Parameters
+			for _, p := range op.Parameters {
+				if p.Value.In != "header" || p.Value.Name != "Accept" {
+					kept = append(kept, p)
+				}
+			}
+			op.Parameters = kept
+			onlyTypes(op)
+		}
+	}
+	post := doc.Paths.Value("/api/process").Post
+	post.RequestBody = uploadSchema()
+	post.Responses.Delete("200")
+	text := openapi3.NewStringSchema()
+	post.Parameters = append(post.Parameters,
+		header("Idempotency-Key", "The same as the field idempotency_key", text), header(requestIDHeader, "Echoed, or made", text))
+	post.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
+		Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
+	get := doc.Paths.Value("/api/jobs/{job_id}").Get
+	get.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
+	raw, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write the OpenAPI document: %w", err)
+	}
+	return append(raw, '\n'), nil
+}
+
+// onlyTypes keeps the answers' one real content type: JSON, or problems.
+func onlyTypes(op *openapi3.Operation) {
+	for status, response := range op.Responses.Map() {
+		content := openapi3.Content{}
+		want := "application/json"
+		if status >= "400" && response.Value.Content["application/problem+json"] != nil {
+			want = "application/problem+json"
+		}
+		if media := response.Value.Content[want]; media != nil {
+			content[want] = media
+		}
+		response.Value.Content = content
+		if status >= "400" && len(content) == 0 {
+			op.Responses.Delete(status)
+		}
+	}
+}
+
+func header(name, description string, schema *openapi3.Schema) *openapi3.ParameterRef {
+	return &openapi3.ParameterRef{Value: &openapi3.Parameter{Name: name, In: "header", Description: description, Schema: schema.NewRef()}}
+}
+
+// uploadSchema is the form of a submission.
+func uploadSchema() *openapi3.RequestBodyRef {
+	file := openapi3.NewStringSchema().WithFormat("binary")
+	file.Description = "The picture: jpeg, png, webp or avif, at most MAX_UPLOAD_BYTES"
+	ops := openapi3.NewStringSchema()
+	ops.Description, ops.Example = fmt.Sprintf("A JSON array of operation names: %v", operations.Names()), `["webp","avif"]`
+	key := openapi3.NewStringSchema().WithMaxLength(longestKey)
+	key.Description = "Repeating a request with its key gives the same job"
+	hook := openapi3.NewStringSchema().WithFormat("uri").WithMaxLength(longestURL)
+	hook.Description = "Where to post the outcome"
+	params := openapi3.NewStringSchema()
+	params.Description, params.Example = "A JSON object: operation name to its parameters", `{"webp":{"quality":80}}`
+	schema := openapi3.NewObjectSchema().WithProperty("file", file).WithProperty("operations", ops).
+		WithProperty("idempotency_key", key).WithProperty("webhook_url", hook).WithProperty("operation_params", params)
+	schema.Required = []string{"file", "operations"}
+	body := openapi3.NewRequestBody().WithRequired(true).WithContent(openapi3.Content{
+		"multipart/form-data": openapi3.NewMediaType().WithSchema(schema)})
+	return &openapi3.RequestBodyRef{Value: body}
+}

@@ -1,0 +1,232 @@
+// Package api is the HTTP side: commands in, queries out. The contract is that of
+// the Python service before us, see docs; errors are RFC 9457.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/go-fuego/fuego"
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/secrets"
+	"github.com/pixtools/pixtools/projections"
+	"github.com/pixtools/pixtools/web"
+)
+
+// PositionHeader carries the position of what a request wrote.
+const PositionHeader = "Pixtools-Position"
+
+const (
+	requestIDHeader = "X-Request-ID"
+	// longestRequestID, in bytes: a longer one, or one with odd characters, is replaced.
+	longestRequestID = 128
+	// defaultTenant owns every job until API keys tell tenants apart.
+	defaultTenant = "default"
+)
+
+// Config bounds the API.
+type Config struct {
+	// MaxUploadBytes bounds a file.
+	MaxUploadBytes int64 `env:"MAX_UPLOAD_BYTES" envDefault:"10485760"`
+	// MaxFieldBytes bounds each other field of the form.
+	MaxFieldBytes int64 `env:"MAX_FIELD_BYTES" envDefault:"65536"`
+	// MaxImagePixels and MaxImageSide (pixels) bound a picture, by its header.
+	MaxImagePixels int64 `env:"MAX_IMAGE_PIXELS" envDefault:"100000000"`
+	MaxImageSide   int   `env:"MAX_IMAGE_SIDE" envDefault:"30000"`
+	// MaxUploads bounds the uploads in progress; one more is answered 429.
+	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256"`
+	// UploadTimeout bounds reading one upload.
+	UploadTimeout time.Duration `env:"UPLOAD_TIMEOUT" envDefault:"5m"`
+	// WaitTimeout bounds how long a query waits for the projection.
+	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"2s"`
+	// LongestWait bounds what a client may ask for with wait=.
+	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
+	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
+	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
+	// SpoolDir holds uploads while they arrive.
+	SpoolDir string `env:"SPOOL_DIR"`
+}
+
+// Validate names every value out of range.
+func (c Config) Validate() error {
+	var faults []error
+	positive := func(name string, n int64) {
+		if n < 1 {
+			faults = append(faults, fmt.Errorf("%s is %d: it must be 1 or more", name, n))
+		}
+	}
+	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
+	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
+	positive("MAX_IMAGE_PIXELS", c.MaxImagePixels)
+	positive("MAX_IMAGE_SIDE", int64(c.MaxImageSide))
+	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
+	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
+		if d < 100*time.Millisecond {
+			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Parts is what the API works with.
+type Parts struct {
+	Store     *blob.Store
+	Publisher *kafka.Publisher
+	Kafka     *kgo.Client
+	Redis     *redis.Client
+	Reader    *projections.Reader
+	Keys      *secrets.Keyring
+	LogID     [16]byte
+	// Partitions is how many the log has.
+	Partitions int
+	Log        *slog.Logger
+}
+
+// Server answers requests.
+type Server struct {
+	cfg Config
+	Parts
+	// uploads holds a token per upload in progress.
+	uploads chan struct{}
+	mux     *http.ServeMux
+	spec    []byte
+}
+
+// New makes the server; it is an http.Handler.
+func New(cfg Config, parts Parts) (*Server, error) {
+	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads)}
+	f := fuego.NewServer(
+		fuego.WithoutStartupMessages(), fuego.WithoutLogger(), fuego.WithoutAutoGroupTags(),
+		fuego.WithEngineOptions(
+			fuego.WithOpenAPIConfig(fuego.OpenAPIConfig{Disabled: true, DisableLocalSave: true, DisableSwaggerUI: true, DisableDefaultServer: true, DisableMessages: true}),
+			fuego.WithErrorHandler(func(_ context.Context, err error) error { return err }),
+		),
+		fuego.WithSerializer(fuego.SendJSON),
+		fuego.WithErrorSerializer(s.sendError),
+	)
+	s.routes(f)
+	spec, err := describe(f)
+	if err != nil {
+		return nil, err
+	}
+	s.spec, s.mux = spec, f.Mux
+	if err := s.pages(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Spec is the OpenAPI document.
+func (s *Server) Spec() []byte { return s.spec }
+
+func (s *Server) sendError(w http.ResponseWriter, r *http.Request, err error) {
+	p := asProblem(err)
+	if p.Status >= http.StatusInternalServerError {
+		s.Log.Error("request failed", "request", r.Header.Get(requestIDHeader), "path", r.URL.Path, "status", p.Status, "error", errors.Join(p.cause, err))
+	}
+	p.write(w)
+}
+
+// pages serves the UI and the description of the API.
+func (s *Server) pages() error {
+	static := http.FileServerFS(web.Files)
+	for _, path := range []string{"/app.js", "/style.css", "/vendor/"} {
+		s.mux.Handle("GET "+path, static)
+	}
+	for path, page := range map[string]struct{ file, policy string }{
+		"GET /{$}": {"index.html", "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"},
+		// The API reference, not ours, sets styles from its script.
+		"GET /docs": {"docs.html", "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"},
+	} {
+		body, err := fs.ReadFile(web.Files, page.file)
+		if err != nil {
+			return err
+		}
+		s.mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			w.Header().Set("Content-Security-Policy", page.policy)
+			_, _ = w.Write(body)
+		})
+	}
+	s.mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(s.spec)
+	})
+	return nil
+}
+
+// ServeHTTP gives every request an id, and every answer the headers of all.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := r.Header.Get(requestIDHeader)
+	if !plain(id) {
+		id = uuid.NewString()
+		r.Header.Set(requestIDHeader, id)
+	}
+	w.Header().Set(requestIDHeader, id)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	if _, pattern := s.mux.Handler(r); pattern == "" {
+		s.unrouted(r).write(w)
+		return
+	}
+	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
+}
+
+// unrouted tells an unknown path from a known one asked with another method.
+func (s *Server) unrouted(r *http.Request) *Problem {
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		other := r.Clone(r.Context())
+		other.Method = method
+		if _, pattern := s.mux.Handler(other); pattern != "" {
+			return problem(http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s, not %s", r.URL.Path, method, r.Method))
+		}
+	}
+	return problem(http.StatusNotFound, "There is nothing at "+r.URL.Path+"; see /docs")
+}
+
+// plain says whether text may be echoed as a request id.
+func plain(text string) bool {
+	for _, c := range []byte(text) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return text != "" && len(text) <= longestRequestID
+}
+
+// quiet takes out headers that the framework adds to every answer; the trailer
+// would make each of them chunked.
+type quiet struct {
+	http.ResponseWriter
+	begun bool
+}
+
+func (q *quiet) WriteHeader(status int) {
+	if !q.begun {
+		q.begun = true
+		for _, h := range []string{"X-Powered-By", "Trailer", "Server-Timing"} {
+			q.Header().Del(h)
+		}
+	}
+	q.ResponseWriter.WriteHeader(status)
+}
+
+func (q *quiet) Write(b []byte) (int, error) {
+	if !q.begun {
+		q.WriteHeader(http.StatusOK)
+	}
+	return q.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (q *quiet) Unwrap() http.ResponseWriter { return q.ResponseWriter }

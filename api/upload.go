@@ -1,0 +1,290 @@
+package api
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/pixtools/pixtools/commands"
+)
+
+// acceptedTypes are the content types that a file may be sent as. What the file is,
+// its bytes tell.
+var acceptedTypes = []string{"image/avif", "image/jpeg", "image/png", "image/webp"}
+
+const (
+	// keptInMemory is up to how many bytes a file is not spooled to disk.
+	keptInMemory = 256 << 10
+	// formOverhead is what boundaries and part headers may take beside the fields.
+	formOverhead = 64 << 10
+	// formFields is how many fields besides the file count.
+	formFields = 8
+	// longestKey, longestURL (bytes): longer ones are refused.
+	longestKey = 255
+	longestURL = 2048
+	// longestName, in bytes: of a longer file name the end is kept.
+	longestName = 255
+)
+
+// upload is a request to process a picture, as sent.
+type upload struct {
+	// file is nil until the part was seen. Its reader stands at the beginning.
+	file *spooled
+	// name is the base of the file's name.
+	name       string
+	operations []string
+	parameters map[string]map[string]any
+	key        string
+	webhookURL string
+}
+
+func (u *upload) Close() {
+	if u.file != nil {
+		u.file.Close()
+	}
+}
+
+// spooled is a file that was received: in memory if small, else on disk.
+type spooled struct {
+	io.ReadSeeker
+	io.ReaderAt
+	size   int64
+	sha256 [sha256.Size]byte
+	close  func()
+}
+
+func (s *spooled) Close() {
+	if s.close != nil {
+		s.close()
+	}
+}
+
+// readUpload takes the form in, in whatever order its fields come.
+func (s *Server) readUpload(w http.ResponseWriter, r *http.Request) (*upload, error) {
+	// The limit on the file is checked by itself; this one bounds all the rest.
+	r.Body = http.MaxBytesReader(w, r.Body, s.cfg.MaxUploadBytes+formFields*s.cfg.MaxFieldBytes+formOverhead+1)
+	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || media != "multipart/form-data" {
+		return nil, invalid("file", "file is missing: send multipart/form-data with the fields file and operations")
+	}
+	form, err := r.MultipartReader()
+	if err != nil {
+		return nil, invalid("file", "the form cannot be read: "+err.Error())
+	}
+	u := &upload{}
+	fields := map[string]string{}
+	for {
+		part, err := form.NextPart()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = s.readPart(u, fields, part)
+		}
+		if err != nil {
+			u.Close()
+			return nil, s.uploadError(err)
+		}
+	}
+	if err := u.interpret(fields, r.Header.Get("Idempotency-Key")); err != nil {
+		u.Close()
+		return nil, err
+	}
+	return u, nil
+}
+
+func (s *Server) uploadError(err error) error {
+	var p *Problem
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.As(err, &tooLarge):
+		return s.tooLarge()
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return invalid("file", "the upload ended before its end was reached")
+	}
+	p = invalid("file", "the upload could not be read to its end")
+	p.cause = err
+	return p
+}
+
+// tooLarge speaks in the words of the Python service.
+func (s *Server) tooLarge() *Problem {
+	limit := fmt.Sprintf("%d bytes", s.cfg.MaxUploadBytes)
+	if s.cfg.MaxUploadBytes%(1<<20) == 0 {
+		limit = fmt.Sprintf("%dMB", s.cfg.MaxUploadBytes>>20)
+	}
+	p := problem(http.StatusRequestEntityTooLarge, "File exceeds "+limit+" limit")
+	p.Errors = []commands.Fault{{Field: "file", Message: p.Detail}}
+	return p
+}
+
+func (s *Server) readPart(u *upload, fields map[string]string, part *multipart.Part) error {
+	name := part.FormName()
+	if name == "file" {
+		if u.file != nil {
+			return invalid("file", "file is sent more than once; send one picture per request")
+		}
+		return s.readFile(u, part)
+	}
+	if !slices.Contains([]string{"operations", "idempotency_key", "webhook_url", "operation_params"}, name) {
+		_, err := io.Copy(io.Discard, part) // as the Python service did
+		return err
+	}
+	value, err := io.ReadAll(io.LimitReader(part, s.cfg.MaxFieldBytes+1))
+	if err != nil {
+		return err
+	}
+	if int64(len(value)) > s.cfg.MaxFieldBytes {
+		return invalid(name, fmt.Sprintf("%s is longer than %d bytes", name, s.cfg.MaxFieldBytes))
+	}
+	if _, again := fields[name]; again {
+		return invalid(name, name+" is sent more than once")
+	}
+	fields[name] = string(value)
+	return nil
+}
+
+func (s *Server) readFile(u *upload, part *multipart.Part) error {
+	sent := part.Header.Get("Content-Type")
+	media, _, err := mime.ParseMediaType(sent)
+	if err != nil || !slices.Contains(acceptedTypes, media) {
+		p := problem(http.StatusBadRequest, fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", shown(sent), strings.Join(acceptedTypes, ", ")))
+		p.Errors = []commands.Fault{{Field: "file", Message: p.Detail}}
+		return p
+	}
+	u.name = baseName(part.FileName())
+	u.file, err = s.spool(part)
+	return err
+}
+
+func shown(contentType string) string {
+	if contentType == "" {
+		return "none"
+	}
+	return strings.ToValidUTF8(contentType[:min(len(contentType), 100)], "?")
+}
+
+// baseName keeps the name's last element, whatever separators its system has.
+func baseName(name string) string {
+	name = path.Base(strings.ReplaceAll(strings.ToValidUTF8(name, "_"), `\`, "/"))
+	if name == "." || name == "/" {
+		return ""
+	}
+	for len(name) > longestName {
+		_, n := utf8.DecodeRuneInString(name)
+		name = name[n:]
+	}
+	return name
+}
+
+// spool receives a file, hashing it while it arrives.
+func (s *Server) spool(body io.Reader) (*spooled, error) {
+	hash := sha256.New()
+	limited := io.TeeReader(io.LimitReader(body, s.cfg.MaxUploadBytes+1), hash)
+	var start bytes.Buffer
+	n, err := io.CopyN(&start, limited, keptInMemory)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	out := &spooled{size: n}
+	if n < keptInMemory {
+		reader := bytes.NewReader(start.Bytes())
+		out.ReadSeeker, out.ReaderAt = reader, reader
+	} else if err := out.toDisk(s.cfg.SpoolDir, &start, limited); err != nil {
+		return nil, err
+	}
+	if out.size > s.cfg.MaxUploadBytes {
+		out.Close()
+		return nil, s.tooLarge()
+	}
+	hash.Sum(out.sha256[:0])
+	return out, nil
+}
+
+func (s *spooled) toDisk(dir string, start, rest io.Reader) error {
+	file, err := os.CreateTemp(dir, "upload-*")
+	if err != nil {
+		return unavailable("There is no room to receive the file.", err)
+	}
+	// Unlinked at once: whatever becomes of us, the disk space comes back.
+	if err := os.Remove(file.Name()); err != nil {
+		return errors.Join(err, file.Close())
+	}
+	s.ReadSeeker, s.ReaderAt, s.close = file, file, func() { _ = file.Close() }
+	if s.size, err = io.Copy(file, io.MultiReader(start, rest)); err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		s.Close()
+	}
+	return err
+}
+
+// interpret reads the fields, and names everything that is wrong with them.
+func (u *upload) interpret(fields map[string]string, headerKey string) error {
+	var faults commands.Invalid
+	fault := func(field, message string) { faults = append(faults, commands.Fault{Field: field, Message: message}) }
+	if u.file == nil {
+		fault("file", "file is missing")
+	}
+	if text, ok := fields["operations"]; !ok {
+		fault("operations", "operations is missing: a JSON array of names, for instance [\"webp\"]")
+	} else if err := strict(text, &u.operations); err != nil || u.operations == nil {
+		fault("operations", "Invalid operations: not a JSON array of names, for instance [\"webp\"]")
+	}
+	if text, ok := fields["operation_params"]; ok {
+		if err := strict(text, &u.parameters); err != nil {
+			fault("operation_params", "Invalid operation_params: not a JSON object of operation names and their parameters, for instance {\"webp\":{\"quality\":80}}")
+		}
+	}
+	u.key = fields["idempotency_key"]
+	switch {
+	case u.key != "" && headerKey != "" && u.key != headerKey:
+		fault("idempotency_key", "idempotency_key and the header Idempotency-Key differ; send one, or the same in both")
+	case u.key == "":
+		u.key = headerKey
+	}
+	if len(u.key) > longestKey {
+		fault("idempotency_key", fmt.Sprintf("idempotency_key is longer than %d bytes", longestKey))
+	}
+	if u.webhookURL = fields["webhook_url"]; u.webhookURL != "" {
+		if message := checkWebhook(u.webhookURL); message != "" {
+			fault("webhook_url", message)
+		}
+		if strings.HasPrefix(u.webhookURL, "internal://") {
+			u.webhookURL = "" // a marker of the Python service's own page
+		}
+	}
+	if len(faults) > 0 {
+		return faults
+	}
+	return nil
+}
+
+// strict decodes one JSON value and nothing after it.
+func strict(text string, into any) error { return json.Unmarshal([]byte(text), into) }
+
+func checkWebhook(address string) string {
+	if len(address) > longestURL {
+		return fmt.Sprintf("webhook_url is longer than %d bytes", longestURL)
+	}
+	parsed, err := url.Parse(address)
+	if err != nil || parsed.Host == "" || !slices.Contains([]string{"http", "https", "internal"}, parsed.Scheme) {
+		return "webhook_url must be an absolute http or https address"
+	}
+	return ""
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+
+	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/handlers"
+	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/embedded"
+	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/processors"
+	"github.com/pixtools/pixtools/processors/engine"
+	"github.com/pixtools/pixtools/projections"
+)
+
+// config is everything that the environment sets, by the package it is for.
+type config struct {
+	Host     string `env:"HOST"`
+	Port     int    `env:"PORT" envDefault:"8000"`
+	RedisURL string `env:"REDIS_URL"`
+	// RedisTimeout bounds one call: Redis only saves work, so it is not waited for.
+	RedisTimeout time.Duration `env:"REDIS_TIMEOUT" envDefault:"300ms"`
+	// Partitions of the log are fixed for ever once it exists: 48, 12 embedded.
+	Partitions int32 `env:"KAFKA_PARTITIONS"`
+	// ChangelogPartitions are those of the saga's changelog: as many, 1 embedded, where
+	// each partition that a transaction touches costs four syncs of one disk.
+	ChangelogPartitions int32 `env:"KAFKA_CHANGELOG_PARTITIONS"`
+	// Replication of the topics; 0 leaves it to the brokers' default.
+	Replication int16 `env:"KAFKA_REPLICATION_FACTOR" envDefault:"0"`
+	// Workers is how many conversions of one operation run at once; 0: one a core.
+	Workers int `env:"CONVERT_CONCURRENCY" envDefault:"0"`
+	// StopTimeout bounds a graceful stop.
+	StopTimeout time.Duration `env:"STOP_TIMEOUT" envDefault:"15s"`
+	// PprofAddr is where profiles are served, for instance 127.0.0.1:6060; empty: nowhere.
+	PprofAddr string `env:"PPROF_ADDR"`
+	LogLevel  string `env:"LOG_LEVEL" envDefault:"warn"`
+
+	API       api.Config
+	Blob      blob.Config
+	Embedded  embedded.Config
+	Engine    engine.Config
+	Kafka     kafka.Config
+	Read      projections.Config
+	Saga      handlers.SagaConfig
+	Processor processors.WorkerConfig
+	Consumer  kafka.SubscriberConfig
+}
+
+// loadConfig reads the environment and reports every fault in it at once.
+func loadConfig() (config, error) {
+	var c config
+	var faults []error
+	if err := env.Parse(&c); err != nil {
+		var all env.AggregateError
+		if errors.As(err, &all) {
+			faults = append(faults, all.Errors...)
+		} else {
+			faults = append(faults, err)
+		}
+		return c, fmt.Errorf("configuration:\n%w", errors.Join(faults...))
+	}
+	if c.Port < 1 || c.Port > 65535 {
+		faults = append(faults, fmt.Errorf("PORT is %d: it must be from 1 to 65535", c.Port))
+	}
+	if c.Partitions < 0 || c.Partitions > 10_000 {
+		faults = append(faults, fmt.Errorf("KAFKA_PARTITIONS is %d: it must be from 1 to 10000, or unset", c.Partitions))
+	}
+	if c.ChangelogPartitions < 0 || c.ChangelogPartitions > 10_000 {
+		faults = append(faults, fmt.Errorf("KAFKA_CHANGELOG_PARTITIONS is %d: it must be from 1 to 10000, or unset", c.ChangelogPartitions))
+	}
+	if c.Workers < 0 || c.Workers > 1024 {
+		faults = append(faults, fmt.Errorf("CONVERT_CONCURRENCY is %d: it must be from 0 to 1024", c.Workers))
+	}
+	if c.StopTimeout < time.Second {
+		faults = append(faults, fmt.Errorf("STOP_TIMEOUT is %s: it must be 1s or more", c.StopTimeout))
+	}
+	if _, err := url.Parse(c.RedisURL); err != nil {
+		faults = append(faults, fmt.Errorf("REDIS_URL: %w", err))
+	}
+	onDisk := len(c.Kafka.Brokers) == 0
+	if c.Partitions == 0 {
+		c.Partitions = 48
+		if onDisk {
+			c.Partitions = 12
+		}
+	}
+	if c.ChangelogPartitions == 0 {
+		c.ChangelogPartitions = c.Partitions
+		if onDisk {
+			c.ChangelogPartitions = 1
+		}
+	}
+	if c.API.SpoolDir == "" {
+		c.API.SpoolDir = filepath.Join(os.TempDir(), fmt.Sprintf("pixtools-%d", os.Getuid()))
+	}
+	for _, part := range []interface{ Validate() error }{c.API, c.Read, c.Saga, c.Processor, c.Embedded, c.Engine} {
+		if err := part.Validate(); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) > 0 {
+		return c, fmt.Errorf("configuration:\n%w", errors.Join(faults...))
+	}
+	return c, nil
+}
+
+// needs says which parts are not configured, and so run embedded.
+func (c config) needs() embedded.Needs {
+	return embedded.Needs{
+		Kafka: len(c.Kafka.Brokers) == 0, Postgres: c.Read.URL == "", Redis: c.RedisURL == "", S3: c.Blob.Endpoint == "",
+	}
+}
+
+// use fills in the addresses of embedded parts.
+func (c *config) use(p *embedded.Parts) {
+	if len(p.Brokers) > 0 {
+		c.Kafka.Brokers = p.Brokers
+	}
+	if p.DatabaseURL != "" {
+		c.Read.URL = p.DatabaseURL
+	}
+	if p.RedisURL != "" {
+		c.RedisURL = p.RedisURL
+	}
+	if p.S3Endpoint != "" {
+		c.Blob.Endpoint, c.Blob.Bucket, c.Blob.Region = p.S3Endpoint, p.S3Bucket, p.S3Region
+		c.Blob.AccessKeyID, c.Blob.SecretAccessKey = p.S3AccessKey, p.S3SecretKey
+	}
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/internal/testenv"
+)
+
+// TestContract goes through the contract's tables where they concern submission.
+func TestContract(t *testing.T) {
+	env := embeddedEnv(t)
+	env["MAX_UPLOAD_BYTES"] = "1048576"
+	p := run(t, env)
+	small := pngOf(t, picture(8, 8))
+	image := file("a.png", "image/png", small)
+	ops := field("operations", `["webp"]`)
+	padded := func(size int) []byte { return append(append([]byte(nil), small...), make([]byte, size-len(small))...) }
+
+	for _, c := range []struct {
+		name   string
+		parts  []part
+		header http.Header
+		status int
+		detail string // what the detail holds; empty for 202
+		field  string // what errors names
+	}{
+		{"file just below the limit", []part{file("a.png", "image/png", padded(1<<20-1)), ops}, nil, 202, "", ""},
+		{"file at the limit", []part{file("a.png", "image/png", padded(1<<20)), ops}, nil, 202, "", ""},
+		{"file over the limit", []part{file("a.png", "image/png", padded(1<<20+1)), ops}, nil, 413, "File exceeds 1MB limit", "file"},
+		{"file far over the limit", []part{file("a.png", "image/png", padded(8<<20)), ops}, nil, 413, "File exceeds 1MB limit", "file"},
+		{"text", []part{file("a.txt", "text/plain", []byte("hello")), ops}, nil, 400, "Unsupported file type: text/plain. Accepted: [", "file"},
+		{"no content type", []part{file("a.png", "", small), ops}, nil, 400, "Unsupported file type: none", "file"},
+		{"operations not JSON", []part{image, field("operations", "webp")}, nil, 422, "Invalid operations: ", "operations"},
+		{"operations a number", []part{image, field("operations", "5")}, nil, 422, "Invalid operations: ", "operations"},
+		{"operations an object", []part{image, field("operations", `{"webp":1}`)}, nil, 422, "Invalid operations: ", "operations"},
+		{"operations null", []part{image, field("operations", `null`)}, nil, 422, "Invalid operations: ", "operations"},
+		{"operations of numbers", []part{image, field("operations", `[1]`)}, nil, 422, "Invalid operations: ", "operations"},
+		{"unknown operation", []part{image, field("operations", `["gif"]`)}, nil, 422, "Invalid operations: ", "operations"},
+		{"repeated operation", []part{image, field("operations", `["webp","webp"]`)}, nil, 422, `"webp" is named more than once`, "operations"},
+		{"no operation", []part{image, field("operations", `[]`)}, nil, 422, "At least one operation is required", "operations"},
+		{"same format", []part{image, field("operations", `["png"]`)}, nil, 422, "Cannot convert png to png — source and target formats are the same", "operations"},
+		{"the bytes decide", []part{file("a.jpg", "image/jpeg", small), field("operations", `["png"]`)}, nil, 422, "Cannot convert png to png", "operations"},
+		{"file missing", []part{ops}, nil, 422, "file is missing", "file"},
+		{"operations missing", []part{image}, nil, 422, "operations is missing", "operations"},
+		{"file after the fields", []part{ops, image}, nil, 202, "", ""},
+		{"file before the fields", []part{image, ops}, nil, 202, "", ""},
+		{"not an image", []part{file("a.png", "image/png", []byte("not an image at all")), ops}, nil, 422, "", "file"},
+		{"empty", []part{file("a.png", "image/png", nil), ops}, nil, 422, "", "file"},
+		{"header cut off", []part{file("a.png", "image/png", small[:20]), ops}, nil, 422, "", "file"},
+		{"bomb", []part{file("a.png", "image/png", bombPNG(20000, 20000)), ops}, nil, 422, "limit", "file"},
+		{"long file name", []part{file(strings.Repeat("n", 300)+".png", "image/png", small), ops}, nil, 202, "", ""},
+		{"unknown parameter", []part{image, ops, field("operation_params", `{"webp":{"speed":1}}`)}, nil, 422, `"speed"`, "operation_params"},
+		{"quality 0", []part{image, ops, field("operation_params", `{"webp":{"quality":0}}`)}, nil, 422, "from 1 to 100", "operation_params"},
+		{"quality 1", []part{image, ops, field("operation_params", `{"webp":{"quality":1}}`)}, nil, 202, "", ""},
+		{"quality 100", []part{image, ops, field("operation_params", `{"webp":{"quality":100}}`)}, nil, 202, "", ""},
+		{"quality 101", []part{image, ops, field("operation_params", `{"webp":{"quality":101}}`)}, nil, 422, "from 1 to 100", "operation_params"},
+		{"parameters of another operation", []part{image, ops, field("operation_params", `{"avif":{"quality":1}}`)}, nil, 422, `"avif"`, "operation_params"},
+		{"keys that differ", []part{image, ops, field("idempotency_key", "a")}, http.Header{"Idempotency-Key": {"b"}}, 422, "differ", "idempotency_key"},
+		{"keys that agree", []part{image, ops, field("idempotency_key", "agree")}, http.Header{"Idempotency-Key": {"agree"}}, 202, "", ""},
+		{"key of 255 bytes", []part{image, ops, field("idempotency_key", strings.Repeat("k", 255))}, nil, 202, "", ""},
+		{"key of 256 bytes", []part{image, ops, field("idempotency_key", strings.Repeat("k", 256))}, nil, 422, "255 bytes", "idempotency_key"},
+		{"webhook", []part{image, ops, field("webhook_url", "https://example.org/hook")}, nil, 202, "", ""},
+		{"internal webhook", []part{image, ops, field("webhook_url", "internal://x")}, nil, 202, "", ""},
+		{"webhook that is none", []part{image, ops, field("webhook_url", "ftp://x/y")}, nil, 422, "webhook_url", "webhook_url"},
+		{"a field twice", []part{image, ops, ops}, nil, 422, "more than once", "operations"},
+		{"a long field", []part{image, field("operations", `["webp"`+strings.Repeat(" ", 65536)+"]")}, nil, 422, "65536 bytes", "operations"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			response, body, err := p.post(c.header, c.parts...)
+			require.NoError(t, err)
+			require.Equal(t, c.status, response.StatusCode, "%s", body)
+			require.NotEmpty(t, response.Header.Get("X-Request-ID"))
+			if c.status == http.StatusAccepted {
+				require.Equal(t, "application/json", response.Header.Get("Content-Type"))
+				require.NotEmpty(t, response.Header.Get(api.PositionHeader))
+				return
+			}
+			require.Equal(t, "application/problem+json", response.Header.Get("Content-Type"))
+			var problem api.Problem
+			require.NoError(t, json.Unmarshal(body, &problem))
+			require.Contains(t, problem.Detail, c.detail)
+			require.Equal(t, c.status, problem.Status)
+			require.NotEmpty(t, problem.Title)
+			require.NotEmpty(t, problem.Errors, "%s", body)
+			require.Equal(t, c.field, problem.Errors[0].Field, "%s", body)
+		})
+	}
+	t.Run("no form at all", func(t *testing.T) {
+		response, err := http.Post(p.base+"/api/process", "application/json", strings.NewReader("{}"))
+		require.NoError(t, err)
+		response.Body.Close()
+		require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode)
+	})
+	t.Run("request id", func(t *testing.T) {
+		response, _, err := p.post(http.Header{"X-Request-Id": {"mine-1"}}, image, ops)
+		require.NoError(t, err)
+		require.Equal(t, "mine-1", response.Header.Get("X-Request-ID"))
+	})
+	t.Run("jobs", func(t *testing.T) { readsOf(t, p) })
+	t.Run("keys", func(t *testing.T) { keysOf(t, p, small) })
+	t.Run("broken pixels end the job with a reason", func(t *testing.T) {
+		whole := pngOf(t, picture(200, 200))
+		id := p.submit(file("cut.png", "image/png", whole[:len(whole)/2]), field("operations", `["webp","jpg"]`))
+		job := p.ended(id)
+		require.Equal(t, "FAILED", job.Status)
+		require.Equal(t, "FAILED", *job.Outcome)
+		require.NotNil(t, job.ErrorMessage)
+		require.Equal(t, "INPUT", job.OperationResults["webp"].Error.Kind)
+		require.Empty(t, job.ResultURLs)
+	})
+}
+
+func readsOf(t *testing.T, p *program) {
+	for path, want := range map[string]int{
+		"/api/jobs/no-uuid": 422, "/api/jobs/" + uuid.NewString(): 404, "/api/jobs/" + uuid.NewString() + "?after=x": 422,
+		"/api/jobs/" + uuid.NewString() + "?wait=61": 422, "/api/jobs/" + uuid.NewString() + "?wait=-1": 422, "/api/nothing": 404,
+		"/api/process": 405, "/": 200, "/docs": 200, "/openapi.json": 200, "/app.js": 200, "/vendor/scalar.js": 200,
+		"/api/livez": 200, "/api/readyz": 200, "/api/health": 200,
+	} {
+		response, err := http.Get(p.base + path)
+		require.NoError(t, err)
+		var problem api.Problem
+		if want >= 400 {
+			require.NoError(t, json.NewDecoder(response.Body).Decode(&problem), path)
+			require.NotEmpty(t, problem.Detail, path)
+		}
+		if want == http.StatusNotFound && strings.HasPrefix(path, "/api/jobs/") {
+			require.Equal(t, fmt.Sprintf("Job %s not found", strings.TrimPrefix(path, "/api/jobs/")), problem.Detail)
+		}
+		response.Body.Close()
+		require.Equal(t, want, response.StatusCode, path)
+	}
+}
+
+// keysOf: one key is one job, however it is used.
+func keysOf(t *testing.T, p *program, picture1 []byte) {
+	image, ops := file("a.png", "image/png", picture1), field("operations", `["webp"]`)
+	key := field("idempotency_key", uuid.NewString())
+	const requests = 20
+	answers := make([]string, requests)
+	var all sync.WaitGroup
+	for i := range requests {
+		all.Go(func() {
+			response, body, err := p.post(nil, image, ops, key)
+			if err == nil {
+				answers[i] = response.Status + string(body)
+			}
+		})
+	}
+	all.Wait()
+	for _, answer := range answers {
+		require.Equal(t, answers[0], answer)
+		require.Contains(t, answer, "202")
+	}
+	for name, parts := range map[string][]part{
+		"operations": {image, field("operations", `["avif"]`), key},
+		"file":       {file("a.png", "image/png", pngOf(t, picture(9, 9))), ops, key},
+		"webhook":    {image, ops, key, field("webhook_url", "https://example.org/")},
+	} {
+		response, body, err := p.post(nil, parts...)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode, name)
+		require.Contains(t, string(body), "idempotency_key", name)
+	}
+}
+
+// TestPartsAway: what goes on and what answers 503 while a real server is down.
+func TestPartsAway(t *testing.T) {
+	kafka, err := testenv.StartKafka("", 1)
+	require.NoError(t, err)
+	t.Cleanup(kafka.Stop)
+	redis, err := testenv.StartRedis()
+	require.NoError(t, err)
+	t.Cleanup(redis.Stop)
+	postgres, err := testenv.StartPostgres()
+	require.NoError(t, err)
+	t.Cleanup(postgres.Stop)
+	env := realEnv(t)
+	env["KAFKA_BROKERS"], env["REDIS_URL"], env["DATABASE_URL"] = strings.Join(kafka.Brokers(), ","), "redis://"+redis.Addr, postgres.URL
+	p := run(t, env)
+	image, ops := file("a.png", "image/png", pngOf(t, picture(8, 8))), field("operations", `["webp"]`)
+	p.ended(p.submit(image, ops)) // the tenant's key is in memory from here on
+
+	t.Run("Redis", func(t *testing.T) {
+		require.NoError(t, redis.Kill())
+		key := field("idempotency_key", uuid.NewString())
+		first := p.submit(image, ops, key)
+		require.Equal(t, first, p.submit(image, ops, key))
+		response, body, err := p.post(nil, image, field("operations", `["avif"]`), key)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode, "%s", body)
+		require.Equal(t, "COMPLETED", p.ended(first).Status)
+		unhealthy(t, p, "redis")
+		require.NoError(t, redis.Restart())
+		p.healthy()
+	})
+	t.Run("Postgres", func(t *testing.T) {
+		require.NoError(t, postgres.Kill())
+		id := p.submit(image, ops)
+		response, err := http.Get(p.base + "/api/jobs/" + id)
+		require.NoError(t, err)
+		response.Body.Close()
+		require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
+		require.NotEmpty(t, response.Header.Get("Retry-After"))
+		unhealthy(t, p, "database")
+		require.NoError(t, postgres.Restart())
+		require.Equal(t, "COMPLETED", p.ended(id).Status)
+		p.healthy()
+	})
+	t.Run("Kafka", func(t *testing.T) {
+		require.NoError(t, kafka.Kill(0))
+		key := field("idempotency_key", uuid.NewString())
+		response, body, err := p.post(nil, image, ops, key)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusServiceUnavailable, response.StatusCode, "%s", body)
+		require.NotEmpty(t, response.Header.Get("Retry-After"))
+		unhealthy(t, p, "kafka")
+		require.NoError(t, kafka.Restart(0))
+		var id string
+		eventually(t, "the same key works", func() error {
+			response, body, err := p.post(nil, image, ops, key)
+			if err == nil && response.StatusCode != http.StatusAccepted {
+				err = fmt.Errorf("%s: %s", response.Status, body)
+			}
+			if err != nil {
+				return err
+			}
+			var accepted api.Accepted
+			err = json.Unmarshal(body, &accepted)
+			id = accepted.JobID
+			return err
+		})
+		require.Equal(t, "COMPLETED", p.ended(id).Status)
+	})
+}
+
+func unhealthy(t *testing.T, p *program, part string) {
+	t.Helper()
+	response, err := http.Get(p.base + "/api/health")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
+	var health api.Health
+	require.NoError(t, json.NewDecoder(response.Body).Decode(&health))
+	require.Equal(t, "unhealthy", health.Status)
+	for name, state := range health.Dependencies {
+		want := "ok"
+		if name == part {
+			want = "unreachable"
+		}
+		require.Equal(t, want, state, name)
+	}
+	require.Equal(t, health.Dependencies, health.Detail.Dependencies)
+}

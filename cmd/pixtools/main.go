@@ -1,0 +1,37 @@
+// Command pixtools is the whole of PixTools: the services, by role, and the tools.
+// This package is the one place where the parts are wired.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pixtools/pixtools/internal/embedded"
+	"github.com/pixtools/pixtools/processors/engine"
+)
+
+func main() {
+	// Children are this same binary; these do not return in one.
+	engine.ChildMain()
+	embedded.ChildMain()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	root := &cobra.Command{
+		Use:           "pixtools",
+		Short:         "Upload pictures, name operations, get the results as links",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(serveCommand(), submitCommand(), openapiCommand())
+	err := root.ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "pixtools:", err)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,377 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/handlers"
+	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/embedded"
+	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/secrets"
+	"github.com/pixtools/pixtools/processors"
+	"github.com/pixtools/pixtools/processors/engine"
+	"github.com/pixtools/pixtools/projections"
+)
+
+var allRoles = []string{"api", "convert", "saga", "projector"}
+
+func serveCommand() *cobra.Command {
+	var roles []string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the services; what is not configured runs embedded",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, role := range roles {
+				if !slices.Contains(allRoles, role) {
+					return fmt.Errorf("--roles: %q is no role; there are %s", role, strings.Join(allRoles, ", "))
+				}
+			}
+			cfg, err := loadConfig()
+			if err != nil {
+				return err
+			}
+			var level slog.Level
+			if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+				return fmt.Errorf("configuration:\nLOG_LEVEL is %q: it must be debug, info, warn or error", cfg.LogLevel)
+			}
+			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			slog.SetDefault(log)
+			return serve(cmd.Context(), cfg, roles, log)
+		},
+	}
+	cmd.Flags().StringSliceVar(&roles, "roles", allRoles, "which services this process runs")
+	return cmd
+}
+
+// services is what the roles share.
+type services struct {
+	cfg       config
+	log       *slog.Logger
+	kafka     *kgo.Client
+	publisher *kafka.Publisher
+	logID     [16]byte
+	db        *pgxpool.Pool
+	store     *blob.Store
+	redis     *redis.Client
+	// transient is true on the embedded broker, where a transactional id must not
+	// outlive its process.
+	transient bool
+}
+
+// serve runs until ctx is done, then stops: first the services, then what they
+// stand on.
+func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) error {
+	// The port first: a second instance should hear of it before it starts anything.
+	var listener net.Listener
+	if slices.Contains(roles, "api") {
+		var err error
+		if listener, err = listen(cfg); err != nil {
+			return err
+		}
+		defer listener.Close()
+	}
+	if err := os.MkdirAll(cfg.API.SpoolDir, 0o700); err != nil {
+		return fmt.Errorf("SPOOL_DIR: %w", err)
+	}
+	needs := cfg.needs()
+	parts, err := embedded.Start(ctx, cfg.Embedded, needs, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.StopTimeout)
+		defer cancel()
+		if err := parts.Stop(stopping); err != nil {
+			log.Error("embedded parts did not stop cleanly", "error", err)
+		}
+	}()
+	cfg.use(parts)
+	s, err := connect(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	s.transient = needs.Kafka
+
+	group, ctx := errgroup.WithContext(ctx)
+	if err := profile(ctx, group, cfg.PprofAddr); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-parts.Failed():
+			return fmt.Errorf("an embedded part ended: %w; start pixtools again", err)
+		}
+	})
+	for role, start := range map[string]func(context.Context, *errgroup.Group) error{
+		"convert": s.convert, "saga": s.saga, "projector": s.projector,
+		"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener) },
+	} {
+		if slices.Contains(roles, role) {
+			if err := start(ctx, group); err != nil {
+				return fmt.Errorf("role %s: %w", role, err)
+			}
+		}
+	}
+	return group.Wait()
+}
+
+// profile serves net/http/pprof, for those who can reach the address.
+func profile(ctx context.Context, group *errgroup.Group, address string) error {
+	if address == "" {
+		return nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("PPROF_ADDR: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	group.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		return server.Close()
+	})
+	return nil
+}
+
+func listen(cfg config) (net.Listener, error) {
+	host := cfg.Host
+	if host == "" && cfg.needs() != (embedded.Needs{}) {
+		host = "127.0.0.1" // a laptop's PixTools has no keys yet: not for the network
+	}
+	address := net.JoinHostPort(host, strconv.Itoa(cfg.Port))
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s: %w; stop what uses the port, or set PORT to another", address, err)
+	}
+	return listener, nil
+}
+
+// connect reaches the parts, and waits for those that are not there yet.
+func connect(ctx context.Context, cfg config, log *slog.Logger) (*services, error) {
+	s := &services{cfg: cfg, log: log}
+	var err error
+	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
+		return nil, err
+	}
+	s.publisher = kafka.NewPublisher(s.kafka, cfg.Kafka.DeliveryTimeout)
+	if s.store, err = blob.New(ctx, cfg.Blob); err != nil {
+		return nil, err
+	}
+	if s.db, err = projections.Open(cfg.Read, projections.Schema); err != nil {
+		return nil, err
+	}
+	options, err := redis.ParseURL(cfg.RedisURL)
+	if err != nil {
+		return nil, fmt.Errorf("REDIS_URL: %w", err)
+	}
+	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = cfg.RedisTimeout, cfg.RedisTimeout, cfg.RedisTimeout
+	options.PoolTimeout, options.MaxRetries, options.ContextTimeoutEnabled = cfg.RedisTimeout, -1, true
+	s.redis = redis.NewClient(options)
+	for name, prepare := range map[string]func(context.Context) error{"kafka": s.prepareLog, "database": s.prepareDatabase, "s3": s.prepareStore} {
+		if err := persist(ctx, log, name, prepare); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// persist tries until it succeeds or ctx is done, and says what it waits for.
+func persist(ctx context.Context, log *slog.Logger, name string, prepare func(context.Context) error) error {
+	const pause = time.Second
+	for {
+		err := prepare(ctx)
+		if err == nil || errors.Is(err, kafka.ErrPartitionCount) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		log.Warn("waiting for a part", "part", name, "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (s *services) prepareLog(ctx context.Context) error {
+	replication := s.cfg.Replication
+	if replication == 0 {
+		replication = -1 // the brokers' default
+	}
+	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+	compacted := map[string]string{"cleanup.policy": "compact"}
+	if err := kafka.EnsureTopic(ctx, s.kafka, events.Topic, s.cfg.Partitions, replication, forever); err != nil {
+		return err
+	}
+	if err := kafka.EnsureTopic(ctx, s.kafka, events.SagaTopic, s.cfg.ChangelogPartitions, replication, compacted); err != nil {
+		return err
+	}
+	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
+	s.logID = id
+	return err
+}
+
+func (s *services) prepareDatabase(ctx context.Context) error {
+	if err := secrets.Migrate(ctx, s.db); err != nil {
+		return err
+	}
+	return projections.Migrate(ctx, s.db, projections.Schema)
+}
+
+func (s *services) prepareStore(ctx context.Context) error {
+	if err := s.store.EnsureBucket(ctx); err != nil {
+		return err
+	}
+	applied, err := s.store.EnsureLifecycle(ctx)
+	if err == nil && !applied {
+		s.log.Warn("this S3 server has no lifecycle rules: nothing expires by itself", "retention_days", s.cfg.Blob.RetentionDays)
+	}
+	return err
+}
+
+func (s *services) close() {
+	_ = s.publisher.Close()
+	s.kafka.Close()
+	s.db.Close()
+	_ = s.redis.Close()
+}
+
+// convert runs a consumer group per operation over the picture engine.
+func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.cfg.StopTimeout}, watermill.NewSlogLogger(s.log))
+	if err != nil {
+		return err
+	}
+	router.AddMiddleware(middleware.Recoverer)
+	workers := s.cfg.Workers
+	if workers == 0 {
+		workers = runtime.NumCPU()
+	}
+	host, _ := os.Hostname()
+	var pools []*engine.Pool
+	for _, op := range processors.All() {
+		// A pool for each: a queue of slow ones must not hold up another operation.
+		pool := engine.New(s.cfg.Engine, workers, s.log)
+		pools = append(pools, pool)
+		worker, err := processors.NewWorker(s.cfg.Processor, op, pool, s.store, s.publisher, s.cfg.API.SpoolDir,
+			fmt.Sprintf("%s/%d", host, os.Getpid()), s.log)
+		if err != nil {
+			return err
+		}
+		consumer := s.cfg.Consumer
+		consumer.Group = events.OperationGroup + op.Name
+		consumer.Filter, consumer.CatchUp = worker.Notice, worker.CatchUp
+		subscriber, err := kafka.NewSubscriber(s.cfg.Kafka, consumer, s.log)
+		if err != nil {
+			return err
+		}
+		router.AddConsumerHandler(consumer.Group, events.Topic, subscriber, worker.Handle)
+	}
+	group.Go(func() error {
+		defer func() {
+			for _, pool := range pools {
+				pool.Close()
+			}
+		}()
+		return router.Run(ctx)
+	})
+	return nil
+}
+
+func (s *services) brokers() []kgo.Opt {
+	return []kgo.Opt{kgo.SeedBrokers(s.cfg.Kafka.Brokers...), kgo.ClientID(s.cfg.Kafka.ClientID), kgo.ProducerLinger(0), kgo.DisableClientMetrics(),
+		kgo.SessionTimeout(s.cfg.Consumer.SessionTimeout), kgo.HeartbeatInterval(s.cfg.Consumer.HeartbeatInterval)}
+}
+
+func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
+	host, _ := os.Hostname()
+	id := events.SagaGroup + "." + host
+	if s.transient {
+		id = events.SagaGroup + "." + uuid.NewString()
+	}
+	saga := handlers.NewSaga(s.cfg.Saga, id, s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
+	group.Go(func() error { return saga.Run(ctx) })
+	return nil
+}
+
+func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
+	projector := projections.NewProjector(s.cfg.Read, s.db, s.logID, s.log.With("role", "projector"), s.brokers()...)
+	group.Go(func() error { return projector.Run(ctx) })
+	return nil
+}
+
+// api serves HTTP until ctx is done, then lets requests end.
+func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.Listener) error {
+	reader := projections.NewReader(s.cfg.Read, s.db, s.logID, s.log)
+	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: s.publisher, Kafka: s.kafka, Redis: s.redis,
+		Reader: reader, Keys: secrets.New(s.db), LogID: s.logID, Partitions: int(s.cfg.Partitions), Log: s.log.With("role", "api")})
+	if err != nil {
+		return err
+	}
+	// No read or write timeout here: uploads have their own, streams none.
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	group.Go(func() error { return reader.Listen(ctx) })
+	group.Go(func() error {
+		fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.StopTimeout)
+		defer cancel()
+		return server.Shutdown(stopping)
+	})
+	return nil
+}
+
+// shownAddress is one that a browser here can open.
+func shownAddress(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || (host != "::" && host != "0.0.0.0" && host != "") {
+		return address
+	}
+	return net.JoinHostPort("localhost", port)
+}

@@ -1,0 +1,294 @@
+package events
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// Fold is the state after e. A nil state is that of a job without events. It is
+// total: an event that is illegal in a state, or a repeat, changes nothing, and
+// then the very same pointer comes back. The given state is never changed.
+//
+// Kafka has no conditional append, so two writers may each believe their fact to
+// be the next. Fold is where log order settles it: the first outcome of an
+// operation, the first end of a revision, the first request of a job count.
+func Fold(state *Job, e Event) *Job {
+	next := fold(state, e)
+	if next == nil {
+		return state
+	}
+	next.UpdatedAt = timestamppb.New(e.Time)
+	return next
+}
+
+// fold is the changed copy, or nil where the event means nothing.
+func fold(s *Job, e Event) *Job {
+	if m, ok := e.Message.(*JobRequested); ok {
+		return foldRequested(s, e, m)
+	}
+	if s == nil || s.GetPhase() == Phase_PHASE_DELETED {
+		return nil
+	}
+	switch m := e.Message.(type) {
+	case *OperationStarted:
+		return foldStarted(s, e, m)
+	case *OperationCompleted:
+		return foldCompleted(s, e, m)
+	case *OperationFailed:
+		return foldFailed(s, e, m)
+	case *JobFinalized:
+		return foldFinalized(s, e, m)
+	case *OperationRetryRequested:
+		return foldRetry(s, m)
+	case *JobCancelRequested:
+		return foldCancel(s, e, m)
+	case *ArtifactReplaced:
+		return foldReplaced(s, m)
+	case *WebhookScheduled:
+		return foldWebhookScheduled(s, m)
+	case *WebhookDelivered:
+		return foldWebhookDelivered(s, m)
+	case *WebhookFailed:
+		return foldWebhookFailed(s, m)
+	case *ArtifactsExpired:
+		return foldExpired(s, m)
+	case *JobDeleted:
+		return foldDeleted(s)
+	}
+	return nil
+}
+
+func copyOf(s *Job) *Job { return proto.Clone(s).(*Job) }
+
+func foldRequested(s *Job, e Event, m *JobRequested) *Job {
+	if s != nil {
+		return nil
+	}
+	next := &Job{
+		Id: e.JobID, Tenant: m.GetTenant(), Phase: Phase_PHASE_OPEN, Revision: 1,
+		Source: m.GetSource(), FileName: m.GetFileName(), WebhookUrl: m.GetWebhookUrl(),
+		IdempotencyFingerprint: m.GetIdempotencyFingerprint(),
+		RequestedAt:            timestamppb.New(e.Time), CorrelationId: e.CorrelationID,
+	}
+	for _, op := range m.GetOperations() {
+		next.Operations = append(next.Operations, &OperationState{
+			Name: op.GetName(), Parameters: op.GetParameters(), Phase: OperationPhase_OPERATION_PHASE_PENDING,
+		})
+	}
+	return copyOf(next) // shares nothing with the event
+}
+
+// openOperation finds an operation that still waits for its outcome in revision.
+func openOperation(s *Job, revision int32, name string) int {
+	if s.GetPhase() != Phase_PHASE_OPEN || revision != s.GetRevision() {
+		return -1
+	}
+	for i, op := range s.GetOperations() {
+		if op.GetName() == name && !op.Ended() {
+			return i
+		}
+	}
+	return -1
+}
+
+func foldStarted(s *Job, e Event, m *OperationStarted) *Job {
+	i := openOperation(s, m.GetRevision(), m.GetOperation())
+	if i < 0 || m.GetAttempt() <= s.GetOperations()[i].GetAttempt() {
+		return nil
+	}
+	next := copyOf(s)
+	op := next.Operations[i]
+	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_RUNNING, m.GetAttempt()
+	op.StartedAt = timestamppb.New(e.Time)
+	return next
+}
+
+func foldCompleted(s *Job, e Event, m *OperationCompleted) *Job {
+	i := openOperation(s, m.GetRevision(), m.GetOperation())
+	if i < 0 {
+		return nil
+	}
+	next := copyOf(s)
+	op := next.Operations[i]
+	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_COMPLETED, m.GetAttempt()
+	op.Artifact = proto.Clone(m.GetArtifact()).(*Artifact)
+	op.EndedAt, op.CpuTime = timestamppb.New(e.Time), m.GetCpuTime()
+	op.Engine, op.ModelSha256 = m.GetEngine(), m.GetModelSha256()
+	return next
+}
+
+func foldFailed(s *Job, e Event, m *OperationFailed) *Job {
+	i := openOperation(s, m.GetRevision(), m.GetOperation())
+	if i < 0 {
+		return nil
+	}
+	next := copyOf(s)
+	op := next.Operations[i]
+	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_FAILED, m.GetAttempt()
+	op.FailureKind, op.FailureCode, op.FailureMessage = m.GetKind(), m.GetCode(), m.GetMessage()
+	op.EndedAt = timestamppb.New(e.Time)
+	return next
+}
+
+func foldFinalized(s *Job, e Event, m *JobFinalized) *Job {
+	if !s.Settled() || m.GetRevision() != s.GetRevision() {
+		return nil
+	}
+	next := copyOf(s)
+	next.Phase, next.Outcome, next.Totals = Phase_PHASE_ENDED, m.GetOutcome(), m.GetTotals()
+	next.FinalizedAt = timestamppb.New(e.Time)
+	return next
+}
+
+func foldRetry(s *Job, m *OperationRetryRequested) *Job {
+	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 || s.GetSourceExpired() {
+		return nil
+	}
+	next := copyOf(s)
+	again := 0
+	for i, op := range next.GetOperations() {
+		if !slices.Contains(m.GetOperations(), op.GetName()) || op.GetPhase() == OperationPhase_OPERATION_PHASE_COMPLETED {
+			continue
+		}
+		next.Operations[i] = &OperationState{
+			Name: op.GetName(), Parameters: op.GetParameters(), Phase: OperationPhase_OPERATION_PHASE_PENDING,
+		}
+		again++
+	}
+	if again == 0 {
+		return nil
+	}
+	next.Phase, next.Revision = Phase_PHASE_OPEN, m.GetRevision()
+	next.Outcome, next.FinalizedAt, next.Totals, next.CancelReason = Outcome_OUTCOME_UNSPECIFIED, nil, nil, ""
+	return next
+}
+
+func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {
+	if s.GetPhase() != Phase_PHASE_OPEN || m.GetRevision() != s.GetRevision() || s.Settled() {
+		return nil
+	}
+	next := copyOf(s)
+	next.CancelReason = m.GetReason()
+	for _, op := range next.GetOperations() {
+		if !op.Ended() {
+			op.Phase, op.EndedAt = OperationPhase_OPERATION_PHASE_CANCELLED, timestamppb.New(e.Time)
+		}
+	}
+	return next
+}
+
+func foldReplaced(s *Job, m *ArtifactReplaced) *Job {
+	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision() {
+		return nil
+	}
+	for i, op := range s.GetOperations() {
+		if op.GetName() != m.GetOperation() || op.GetPhase() != OperationPhase_OPERATION_PHASE_COMPLETED ||
+			op.GetArtifact().GetSha256() != m.GetReplacedSha256() {
+			continue
+		}
+		next := copyOf(s)
+		next.Operations[i].Artifact = proto.Clone(m.GetArtifact()).(*Artifact)
+		next.Operations[i].ArtifactExpired = false
+		next.Operations[i].ModelSha256 = m.GetModelSha256()
+		return next
+	}
+	return nil
+}
+
+// webhookOf is a copy to change for a webhook event of revision, or nil where that
+// revision has not ended or a later one's webhook is already under way.
+func webhookOf(s *Job, revision int32) *Job {
+	ended := revision < s.GetRevision() || revision == s.GetRevision() && s.GetPhase() == Phase_PHASE_ENDED
+	if !ended || s.GetWebhookUrl() == nil || revision < s.GetWebhook().GetRevision() {
+		return nil
+	}
+	next := copyOf(s)
+	if next.Webhook == nil || revision > next.Webhook.GetRevision() {
+		next.Webhook = &Webhook{Revision: revision}
+	}
+	return next
+}
+
+func foldWebhookScheduled(s *Job, m *WebhookScheduled) *Job {
+	next := webhookOf(s, m.GetRevision())
+	if next == nil || m.GetAttempt() <= next.Webhook.GetAttempt() {
+		return nil
+	}
+	next.Webhook.Attempt, next.Webhook.Due = m.GetAttempt(), m.GetDue()
+	next.Webhook.Failed = false
+	return next
+}
+
+func foldWebhookDelivered(s *Job, m *WebhookDelivered) *Job {
+	next := webhookOf(s, m.GetRevision())
+	if next == nil || next.Webhook.GetDelivered() {
+		return nil
+	}
+	w := next.Webhook
+	w.Attempt, w.Due = max(w.GetAttempt(), m.GetAttempt()), nil
+	w.Delivered, w.Failed, w.FailureCode = true, false, ""
+	return next
+}
+
+func foldWebhookFailed(s *Job, m *WebhookFailed) *Job {
+	next := webhookOf(s, m.GetRevision())
+	// A failure told after a later attempt was scheduled, or after success, is old.
+	if next == nil || next.Webhook.GetDelivered() || next.Webhook.GetFailed() ||
+		m.GetAttempt() < next.Webhook.GetAttempt() {
+		return nil
+	}
+	w := next.Webhook
+	w.Attempt, w.Due, w.FailureCode, w.Failed = m.GetAttempt(), nil, m.GetCode(), m.GetFinal()
+	return next
+}
+
+func foldExpired(s *Job, m *ArtifactsExpired) *Job {
+	next, changed := copyOf(s), false
+	if m.GetSource() && !next.GetSourceExpired() {
+		next.SourceExpired, changed = true, true
+	}
+	for _, op := range next.GetOperations() {
+		if op.GetArtifact() != nil && !op.GetArtifactExpired() && slices.Contains(m.GetOperations(), op.GetName()) {
+			op.ArtifactExpired, changed = true, true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return next
+}
+
+// foldDeleted keeps what tells that the job was there, and nothing of its content.
+func foldDeleted(s *Job) *Job {
+	return &Job{
+		Id: s.GetId(), Tenant: s.GetTenant(), Phase: Phase_PHASE_DELETED, Revision: s.GetRevision(),
+		IdempotencyFingerprint: append([]byte(nil), s.GetIdempotencyFingerprint()...),
+		RequestedAt:            timestamppb.New(s.GetRequestedAt().AsTime()),
+	}
+}
+
+// Ended says whether the operation has its outcome in this revision.
+func (x *OperationState) Ended() bool {
+	switch x.GetPhase() {
+	case OperationPhase_OPERATION_PHASE_COMPLETED, OperationPhase_OPERATION_PHASE_FAILED,
+		OperationPhase_OPERATION_PHASE_CANCELLED:
+		return true
+	}
+	return false
+}
+
+// Settled says whether the job is open with every operation ended: what is missing
+// is JobFinalized.
+func (x *Job) Settled() bool {
+	if x.GetPhase() != Phase_PHASE_OPEN {
+		return false
+	}
+	for _, op := range x.GetOperations() {
+		if !op.Ended() {
+			return false
+		}
+	}
+	return true
+}

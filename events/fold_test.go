@@ -1,0 +1,152 @@
+package events
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+)
+
+const testJob = "018f0000-0000-7000-8000-000000000001"
+
+var testTime = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+
+func at(m proto.Message) Event { return New(testJob, testTime, "pixtools/test", "req-1", m) }
+
+func requested() *JobRequested {
+	return &JobRequested{
+		Tenant:     "default",
+		Operations: []*Operation{{Name: "webp"}, {Name: "avif"}},
+		Source:     &Source{Key: "raw/" + testJob + "/aa", Sha256: "aa", Bytes: 10, Width: 4, Height: 3, Format: "png"},
+		WebhookUrl: &Sealed{KeyId: "k", Ciphertext: []byte{1}},
+	}
+}
+
+func started(rev int32, op string, n int32) *OperationStarted {
+	return &OperationStarted{Revision: rev, Operation: op, Attempt: n}
+}
+
+func completed(rev int32, op, sha string) *OperationCompleted {
+	return &OperationCompleted{Revision: rev, Operation: op, Attempt: 1, Artifact: &Artifact{Key: "processed/" + sha, Sha256: sha, Bytes: 5}}
+}
+
+func failed(rev int32, op string) *OperationFailed {
+	return &OperationFailed{Revision: rev, Operation: op, Attempt: 1, Kind: FailureKind_FAILURE_KIND_INPUT, Code: "corrupt_image", Message: "corrupt"}
+}
+
+func final(rev int32, o Outcome) *JobFinalized { return &JobFinalized{Revision: rev, Outcome: o} }
+
+func foldAll(ms ...proto.Message) *Job {
+	var s *Job
+	for _, m := range ms {
+		s = Fold(s, at(m))
+	}
+	return s
+}
+
+// Every event in every state: true where the event changes the state. The events
+// are those of revision 1 unless their name says otherwise.
+func TestEveryCellOfTheStateMachine(t *testing.T) {
+	states := []struct {
+		name  string
+		state *Job
+	}{
+		{"none", nil},
+		{"pending", foldAll(requested())},
+		{"running", foldAll(requested(), started(1, "webp", 1))},
+		{"settled", foldAll(requested(), completed(1, "webp", "w"), failed(1, "avif"))},
+		{"ended", foldAll(requested(), completed(1, "webp", "w"), failed(1, "avif"), final(1, Outcome_OUTCOME_PARTIAL))},
+		{"retried", foldAll(requested(), completed(1, "webp", "w"), failed(1, "avif"), final(1, Outcome_OUTCOME_PARTIAL),
+			&OperationRetryRequested{Revision: 2, Operations: []string{"avif"}})},
+		{"deleted", foldAll(requested(), &JobDeleted{})},
+	}
+	cells := []struct {
+		name    string
+		m       proto.Message
+		changes string // one letter per state above: x changes, . ignored
+	}{
+		{"requested", requested(), "x......"},
+		{"started 1", started(1, "webp", 1), ".x....."},
+		{"started 2", started(1, "webp", 2), ".xx...."},
+		{"started of revision 2", started(2, "avif", 1), ".....x."},
+		{"started of an unknown operation", started(1, "gif", 1), "......."},
+		{"completed", completed(1, "webp", "z"), ".xx...."},
+		{"completed of revision 2", completed(2, "avif", "z"), ".....x."},
+		{"completed again in revision 2", completed(2, "webp", "z"), "......."},
+		{"failed", failed(1, "webp"), ".xx...."},
+		{"failed of revision 2", failed(2, "avif"), ".....x."},
+		{"finalized", final(1, Outcome_OUTCOME_PARTIAL), "...x..."},
+		{"finalized of revision 2", final(2, Outcome_OUTCOME_PARTIAL), "......."},
+		{"retry to revision 2", &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, "....x.."},
+		{"retry of what completed", &OperationRetryRequested{Revision: 2, Operations: []string{"webp"}}, "......."},
+		{"retry to a revision too far", &OperationRetryRequested{Revision: 3, Operations: []string{"avif"}}, "......."},
+		{"cancel", &JobCancelRequested{Revision: 1}, ".xx...."},
+		{"cancel of revision 2", &JobCancelRequested{Revision: 2}, ".....x."},
+		{"replaced", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "n"}}, "....x.."},
+		{"replaced another", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "q", Artifact: &Artifact{Sha256: "n"}}, "......."},
+		{"webhook scheduled", &WebhookScheduled{Revision: 1, Attempt: 1}, "....xx."},
+		{"webhook delivered", &WebhookDelivered{Revision: 1, Attempt: 1}, "....xx."},
+		{"webhook failed", &WebhookFailed{Revision: 1, Attempt: 1, Final: true}, "....xx."},
+		{"expired source", &ArtifactsExpired{Source: true}, ".xxxxx."},
+		{"expired artifact", &ArtifactsExpired{Operations: []string{"webp"}}, "...xxx."},
+		{"deleted", &JobDeleted{}, ".xxxxx."},
+	}
+	covered := map[string]bool{}
+	for _, c := range cells {
+		e := at(c.m)
+		covered[e.Type()] = true
+		for i, s := range states {
+			before := proto.Clone(s.state)
+			next := Fold(s.state, e)
+			want := c.changes[i] == 'x'
+			require.Equal(t, want, next != s.state, "%s in state %s", c.name, s.name)
+			require.True(t, proto.Equal(before, s.state), "%s in state %s changed its input", c.name, s.name)
+			require.Same(t, next, Fold(next, e), "%s in state %s is not idempotent", c.name, s.name)
+		}
+	}
+	for _, m := range Catalogue() {
+		require.True(t, covered[at(m.ProtoReflect().New().Interface()).Type()], "%T has no row", m)
+	}
+}
+
+func TestTheFirstOutcomeInTheLogWins(t *testing.T) {
+	s := foldAll(requested(), failed(1, "webp"), completed(1, "webp", "late"), completed(1, "avif", "a"))
+	require.Equal(t, OperationPhase_OPERATION_PHASE_FAILED, s.GetOperations()[0].GetPhase())
+	require.Equal(t, "a", s.GetOperations()[1].GetArtifact().GetSha256())
+	require.True(t, s.Settled())
+}
+
+func TestCancelAndCompletionAreSettledByOrder(t *testing.T) {
+	cancel := &JobCancelRequested{Revision: 1, Reason: "not wanted"}
+	first := foldAll(requested(), completed(1, "webp", "w"), cancel, completed(1, "avif", "a"))
+	require.Equal(t, OperationPhase_OPERATION_PHASE_COMPLETED, first.GetOperations()[0].GetPhase())
+	require.Equal(t, OperationPhase_OPERATION_PHASE_CANCELLED, first.GetOperations()[1].GetPhase())
+	require.True(t, first.Settled())
+}
+
+// A consumer that is told facts again, any number of times, at any later place,
+// ends in the same state. Events of revision 2 are repeated too.
+func TestRepeatsMeanNothing(t *testing.T) {
+	life := []proto.Message{
+		requested(), started(1, "webp", 1), started(1, "avif", 1), completed(1, "webp", "w"), started(1, "avif", 2),
+		failed(1, "avif"), final(1, Outcome_OUTCOME_PARTIAL), &WebhookScheduled{Revision: 1, Attempt: 1},
+		&WebhookFailed{Revision: 1, Attempt: 1}, &WebhookScheduled{Revision: 1, Attempt: 2},
+		&WebhookDelivered{Revision: 1, Attempt: 2}, &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}},
+		started(2, "avif", 1), completed(2, "avif", "a"), final(2, Outcome_OUTCOME_SUCCEEDED),
+	}
+	want := foldAll(life...)
+	require.Equal(t, Outcome_OUTCOME_SUCCEEDED, want.GetOutcome())
+	for seed := range uint64(2000) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		var s *Job
+		for i, m := range life {
+			s = Fold(s, at(m))
+			for range random.IntN(4) {
+				s = Fold(s, at(life[random.IntN(i+1)]))
+			}
+		}
+		require.True(t, proto.Equal(want, s), "seed %d", seed)
+	}
+}

@@ -1,0 +1,200 @@
+package handlers_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/handlers"
+	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/testenv"
+)
+
+const patience = time.Minute
+
+// broker is an Apache Kafka of this test's own: the topics' and groups' names are fixed.
+func broker(t *testing.T, partitions, changelogPartitions int32) []kgo.Opt {
+	cluster, err := testenv.StartKafka("", 1)
+	require.NoError(t, err)
+	t.Cleanup(cluster.Stop)
+	opts := []kgo.Opt{kgo.SeedBrokers(cluster.Brokers()...), kgo.SessionTimeout(6 * time.Second), kgo.HeartbeatInterval(500 * time.Millisecond)}
+	client, err := kgo.NewClient(opts...)
+	require.NoError(t, err)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	require.NoError(t, kafka.EnsureTopic(ctx, client, events.Topic, partitions, 1, map[string]string{}))
+	require.NoError(t, kafka.EnsureTopic(ctx, client, events.SagaTopic, changelogPartitions, 1, map[string]string{}))
+	return opts
+}
+
+func config(t *testing.T) handlers.SagaConfig {
+	var c handlers.SagaConfig
+	require.NoError(t, env.Parse(&c))
+	require.NoError(t, c.Validate())
+	return c
+}
+
+// start runs a saga until the returned function stops it.
+func start(t *testing.T, opts []kgo.Opt, cfg handlers.SagaConfig, partitions, changelog int32) func() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	saga := handlers.NewSaga(cfg, "saga-"+uuid.NewString(), partitions, changelog, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), opts...)
+	go func() {
+		defer close(done)
+		_ = saga.Run(ctx)
+	}()
+	stop := func() {
+		cancel()
+		<-done
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+var began = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+
+// jobEvents are a job's events up to the end of its operations; every third job's
+// second operation fails.
+func jobEvents(i int) []events.Event {
+	id := events.JobID("test", fmt.Sprint(i))
+	e := func(m proto.Message) events.Event { return events.New(id, began, "test", "req", m) }
+	life := []events.Event{
+		e(&events.JobRequested{Tenant: "test", Operations: []*events.Operation{{Name: "webp"}, {Name: "avif"}}, Source: &events.Source{Sha256: "aa"}}),
+		e(&events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1}),
+		e(&events.OperationCompleted{Revision: 1, Operation: "webp", Attempt: 1, Artifact: &events.Artifact{Bytes: 3}}),
+		e(&events.OperationStarted{Revision: 1, Operation: "avif", Attempt: 1}),
+	}
+	if i%3 == 0 {
+		return append(life, e(&events.OperationFailed{Revision: 1, Operation: "avif", Attempt: 1, Kind: events.FailureKind_FAILURE_KIND_INPUT, Code: "x"}))
+	}
+	return append(life, e(&events.OperationCompleted{Revision: 1, Operation: "avif", Attempt: 1, Artifact: &events.Artifact{Bytes: 4}}))
+}
+
+func produce(t *testing.T, opts []kgo.Opt, all ...events.Event) {
+	client, err := kgo.NewClient(opts...)
+	require.NoError(t, err)
+	defer client.Close()
+	var records []*kgo.Record
+	for _, e := range all {
+		r, err := e.Record()
+		require.NoError(t, err)
+		records = append(records, r)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	require.NoError(t, client.ProduceSync(ctx, records...).FirstErr())
+}
+
+// finals reads the log as a read_committed consumer does, from its beginning, until
+// want jobs have ended, and returns every JobFinalized by job.
+func finals(t *testing.T, opts []kgo.Opt, want int) map[string][]*events.JobFinalized {
+	client, err := kgo.NewClient(append(opts[:len(opts):len(opts)], kgo.ConsumeTopics(events.Topic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
+	require.NoError(t, err)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	found := map[string][]*events.JobFinalized{}
+	for len(found) < want {
+		fetches := client.PollFetches(ctx)
+		require.NoError(t, ctx.Err(), "%d of %d jobs have ended", len(found), want)
+		fetches.EachRecord(func(r *kgo.Record) {
+			e, err := events.Decode(r)
+			require.NoError(t, err)
+			if m, ok := e.Message.(*events.JobFinalized); ok {
+				found[e.JobID] = append(found[e.JobID], m)
+			}
+		})
+	}
+	return found
+}
+
+// Sagas come and go while jobs run, every event is told twice, and still each job ends
+// once, for a consumer of committed records.
+func TestEachRevisionEndsOnce(t *testing.T) {
+	for _, changelog := range []int32{3, 1} {
+		t.Run(fmt.Sprintf("changelog of %d", changelog), func(t *testing.T) { eachRevisionEndsOnce(t, 3, changelog) })
+	}
+}
+
+func eachRevisionEndsOnce(t *testing.T, partitions, changelog int32) {
+	opts := broker(t, partitions, changelog)
+	cfg := config(t)
+	const jobs, rounds = 60, 4
+	for round := range rounds {
+		stop := start(t, opts, cfg, partitions, changelog)
+		for i := round * jobs / rounds; i < (round+1)*jobs/rounds; i++ {
+			produce(t, opts, jobEvents(i)...)
+		}
+		if round%2 == 0 {
+			stop() // wherever it is: what it did not commit, the next one does
+		} else {
+			finals(t, opts, (round+1)*jobs/rounds)
+			stop()
+		}
+	}
+	// All once more, as a producer would that did not hear its acknowledgement; then one
+	// more job per partition's end, to know that the repeats were read.
+	start(t, opts, cfg, partitions, changelog)
+	start(t, opts, cfg, partitions, changelog) // a second member: partitions change hands meanwhile
+	for i := range jobs {
+		produce(t, opts, jobEvents(i)...)
+	}
+	const extra = 30
+	for i := jobs; i < jobs+extra; i++ {
+		produce(t, opts, jobEvents(i)...)
+	}
+	found := finals(t, opts, jobs+extra)
+	for i := range jobs + extra {
+		ends := found[events.JobID("test", fmt.Sprint(i))]
+		require.Len(t, ends, 1, "job %d", i)
+		want, completed := events.Outcome_OUTCOME_SUCCEEDED, int32(2)
+		if i%3 == 0 {
+			want, completed = events.Outcome_OUTCOME_PARTIAL, 1
+		}
+		require.Equal(t, want, ends[0].GetOutcome())
+		require.Equal(t, completed, ends[0].GetTotals().GetCompleted())
+	}
+}
+
+// A job that ended longer ago than the saga remembers is forgotten, and no sooner.
+func TestRemembersEndedJobsForItsTime(t *testing.T) {
+	const partitions, changelog = 1, 1
+	opts := broker(t, partitions, changelog)
+	cfg := config(t)
+	cfg.Remember = time.Hour
+	start(t, opts, cfg, partitions, changelog)
+	old := jobEvents(1)
+	produce(t, opts, old...)
+	finals(t, opts, 1)
+	later := func(i int, by time.Duration) []events.Event {
+		moved := jobEvents(i)
+		for j := range moved {
+			moved[j].Time = moved[j].Time.Add(by)
+		}
+		return moved
+	}
+	produce(t, opts, later(2, time.Hour)...) // at the limit: job 1 is still known
+	finals(t, opts, 2)
+	produce(t, opts, old...)
+	produce(t, opts, later(4, time.Hour)...)
+	require.Len(t, finals(t, opts, 3)[events.JobID("test", "1")], 1)
+	produce(t, opts, later(5, time.Hour+time.Second)...) // beyond it
+	finals(t, opts, 4)
+	// Forgotten, a repeat of the whole job is taken for a new one: that is what the
+	// limit means, and why submissions ask the read model too.
+	produce(t, opts, old...)
+	produce(t, opts, later(7, time.Hour+time.Second)...)
+	require.Len(t, finals(t, opts, 5)[events.JobID("test", "1")], 2)
+}

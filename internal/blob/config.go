@@ -1,0 +1,83 @@
+package blob
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+)
+
+// Limits of the settings.
+const (
+	maxPresignExpirySeconds = 7 * 24 * 60 * 60 // Signature Version 4 allows a week
+	maxRetentionDays        = 36500
+	maxAttempts             = 20
+	maxIdleConns            = 10000
+)
+
+// Config names the S3 server and how long to wait for it. The variables are Amazon's where Amazon has them.
+type Config struct {
+	// Keys: both, or neither for what the machine provides (instance roles, profiles, web identity).
+	AccessKeyID     string `env:"AWS_ACCESS_KEY_ID"`
+	SecretAccessKey string `env:"AWS_SECRET_ACCESS_KEY"`
+	Region          string `env:"AWS_REGION" envDefault:"us-east-1"`
+	Bucket          string `env:"AWS_S3_BUCKET" envDefault:"pixtools"`
+
+	// Endpoint is the server's address; empty is Amazon's own for the region.
+	Endpoint string `env:"AWS_ENDPOINT_URL"`
+	// PublicEndpoint is the address under which a browser outside the cluster reaches the same server.
+	// Download links are signed for it, because a signature covers the host name. Empty: Endpoint.
+	PublicEndpoint string `env:"AWS_PUBLIC_ENDPOINT_URL"`
+
+	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400"`
+	RetentionDays        int `env:"S3_RETENTION_DAYS" envDefault:"30"`
+
+	// CallTimeout bounds a call that moves no content, TransferTimeout one that does, from its begin to
+	// the last byte; both with all attempts and the pauses between them.
+	CallTimeout     time.Duration `env:"S3_CALL_TIMEOUT" envDefault:"10s"`
+	TransferTimeout time.Duration `env:"S3_TRANSFER_TIMEOUT" envDefault:"60s"`
+	// ConnectTimeout bounds one connection attempt, so that a dead address leaves time to try again.
+	ConnectTimeout time.Duration `env:"S3_CONNECT_TIMEOUT" envDefault:"3s"`
+	// MaxAttempts is how often a call is sent in all when the server or the network fails.
+	MaxAttempts int `env:"S3_MAX_ATTEMPTS" envDefault:"3"`
+	// MaxBackoff bounds the pause between two attempts; it grows from some milliseconds, with jitter.
+	MaxBackoff time.Duration `env:"S3_MAX_BACKOFF" envDefault:"2s"`
+	// MaxIdleConns connections are kept for reuse. Go keeps two a host by default, and would open a new
+	// one for nearly every small object of a busy process.
+	MaxIdleConns int `env:"S3_MAX_IDLE_CONNS" envDefault:"128"`
+}
+
+// Validate reports every fault at once, by the name of the variable.
+func (c Config) Validate() error {
+	var faults []error
+	fault := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	fault((c.AccessKeyID == "") == (c.SecretAccessKey == ""), "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set both, or neither to use what the machine provides")
+	fault(c.Region != "", "AWS_REGION is empty: name a region, such as us-east-1")
+	fault(c.Bucket != "", "AWS_S3_BUCKET is empty: name a bucket")
+	for name, endpoint := range map[string]string{"AWS_ENDPOINT_URL": c.Endpoint, "AWS_PUBLIC_ENDPOINT_URL": c.PublicEndpoint} {
+		fault(endpoint == "" || isHTTPURL(endpoint), "%s is %q: use http://host:port or https://host", name, endpoint)
+	}
+	inRange := func(name string, value, low, high int) {
+		fault(low <= value && value <= high, "%s is %d: use %d to %d", name, value, low, high)
+	}
+	inRange("PRESIGNED_URL_EXPIRY_SECONDS", c.PresignExpirySeconds, 1, maxPresignExpirySeconds)
+	inRange("S3_RETENTION_DAYS", c.RetentionDays, 1, maxRetentionDays)
+	inRange("S3_MAX_ATTEMPTS", c.MaxAttempts, 1, maxAttempts)
+	inRange("S3_MAX_IDLE_CONNS", c.MaxIdleConns, 1, maxIdleConns)
+	for name, d := range map[string]time.Duration{
+		"S3_CALL_TIMEOUT": c.CallTimeout, "S3_TRANSFER_TIMEOUT": c.TransferTimeout,
+		"S3_CONNECT_TIMEOUT": c.ConnectTimeout, "S3_MAX_BACKOFF": c.MaxBackoff,
+	} {
+		fault(d > 0, "%s is %s: use a positive time, such as 10s", name, d)
+	}
+	return errors.Join(faults...)
+}
+
+func isHTTPURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+}

@@ -1,0 +1,224 @@
+package embedded
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// brokerConfigs are Kafka's names. They are given at every start and win over what the directory holds.
+var brokerConfigs = map[string]string{
+	// A KIP-848 group forms within a heartbeat or two: 1 s instead of 5 s.
+	"group.consumer.heartbeat.interval.ms": "1000",
+	// A consumer that died without leaving holds its partitions this long. Kafka's default is 45 s,
+	// which is about machines and networks; here all are processes of one machine.
+	"group.consumer.session.timeout.ms": "6000",
+	// Retention and compaction run once a minute; the default is once an hour.
+	"log.cleaner.backoff.ms": "60000",
+	// By default offsets of a group without members expire after 7 days: a laptop left alone for a
+	// holiday would forget what it has done and do all of it again.
+	"offsets.retention.minutes":  "5256000", // 10 years
+	"transaction.max.timeout.ms": "60000",
+}
+
+const (
+	// groupMinSessionTimeout lets a classic consumer ask for a short session, so that a restarted
+	// process does not wait for its dead self.
+	groupMinSessionTimeout = time.Second
+	// brokerTimeout bounds the broker's own requests at start and for the note.
+	brokerTimeout = 10 * time.Second
+	// abortTimeoutMillis goes with the producer id that is taken only to abort what is open.
+	abortTimeoutMillis = 10_000
+	// sessionFile is what the broker writes when it is stopped in order.
+	sessionFile       = "session_state.json"
+	kafkaPortVariable = "PIXTOOLS_EMBEDDED_KAFKA_PORT"
+)
+
+// startKafka starts the broker: one node, acknowledging a record only when it is synced to disk.
+// Topics are made by the program; a misspelt name makes none.
+func (p *Parts) startKafka(ctx context.Context, cfg Config, st state) error {
+	dir := filepath.Join(cfg.DataDir, "kafka")
+	existed := exists(dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	// Before the broker opens the log, because opening it cuts off what is damaged, and with it the evidence.
+	if err := checkLog(dir); err != nil {
+		return err
+	}
+	crashed := existed && !exists(filepath.Join(dir, sessionFile))
+	if err := forgetGroupMembers(dir); err != nil {
+		return err
+	}
+	cluster, err := kfake.NewCluster(
+		kfake.DataDir(dir), kfake.SyncWrites(),
+		kfake.Ports(st.KafkaPort),
+		kfake.BrokerConfigs(brokerConfigs),
+		kfake.GroupMinSessionTimeout(groupMinSessionTimeout),
+		kfake.ClusterID("pixtools"),
+		kfake.WithLogger(kafkaLog{p.log.With("part", "kafka")}),
+	)
+	if err != nil {
+		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) && opErr.Op == "listen" {
+			return portError(st.KafkaPort, kafkaPortVariable, err)
+		}
+		return fmt.Errorf("open the log in %s: %w", dir, err)
+	}
+	brokers := []string{address(st.KafkaPort)}
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.DisableClientMetrics())
+	if err != nil {
+		cluster.Close()
+		return err
+	}
+	openCtx, cancel := context.WithTimeout(ctx, brokerTimeout)
+	defer cancel()
+	if err := abortOpenTransactions(openCtx, client); err != nil {
+		client.Close()
+		cluster.Close()
+		return fmt.Errorf("abort the transactions that an earlier run left open: %w", err)
+	}
+	if crashed {
+		if err := closeTails(openCtx, client); err != nil {
+			client.Close()
+			cluster.Close()
+			return fmt.Errorf("mark where an earlier run was cut off: %w", err)
+		}
+	}
+	n := startNote(cluster, client, dir, p.fail)
+	p.onStop("kafka", func(context.Context) error {
+		err := n.stop()
+		client.Close()
+		cluster.Close()
+		return err
+	})
+	p.Brokers = brokers
+	return nil
+}
+
+// forgetGroupMembers drops the group members that the broker noted when it stopped, so that it could be
+// restarted under living consumers. Ours ended with it: a new process would wait until the old one's
+// sessions time out. Everything else in the file stays, above all open transactions: without that entry
+// their records would count as committed.
+func forgetGroupMembers(dir string) error {
+	path := filepath.Join(dir, sessionFile)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // after a kill -9: the members are forgotten anyway
+	}
+	if err != nil {
+		return err
+	}
+	var session map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &session); err != nil {
+		return nil // the broker ignores a damaged one, too
+	}
+	delete(session, "classicGroups")
+	delete(session, "consumerGroups")
+	if raw, err = json.Marshal(session); err != nil {
+		return err
+	}
+	return writeFileSynced(path, raw)
+}
+
+// abortOpenTransactions ends what a stopped process left open. Consumers that read committed records
+// only wait at the first open transaction; without this, until it times out.
+//
+// After a kill -9 nothing is listed: while replaying, the broker takes what has no end for aborted. It
+// forgets that again for a producer that goes on under the same transactional id, so programs must use
+// a new id in every process.
+func abortOpenTransactions(ctx context.Context, client *kgo.Client) error {
+	open, err := kadm.NewClient(client).ListTransactions(ctx, nil, []string{"Ongoing"})
+	if err != nil {
+		return err
+	}
+	for _, txn := range open.Sorted() {
+		req := kmsg.NewPtrInitProducerIDRequest()
+		req.TransactionalID = kmsg.StringPtr(txn.TxnID)
+		req.TransactionTimeoutMillis = abortTimeoutMillis
+		resp, err := req.RequestWith(ctx, client)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.ErrorCode)
+		}
+		if err != nil {
+			return fmt.Errorf("transactional id %s: %w", txn.TxnID, err)
+		}
+	}
+	return nil
+}
+
+// closeTails writes an abort marker at the end of every partition that has records.
+// After a kill -9 the broker takes a transaction without an end for aborted, but no
+// marker stands where it ended. A consumer of committed records is never given what was
+// aborted, so a partition that ends so has an end that no such consumer is ever seen to
+// reach, and "has the projection caught up?" would stay open until the next record.
+func closeTails(ctx context.Context, client *kgo.Client) error {
+	ends, err := kadm.NewClient(client).ListEndOffsets(ctx)
+	if err != nil {
+		return err
+	}
+	producer, err := kmsg.NewPtrInitProducerIDRequest().RequestWith(ctx, client)
+	if err == nil {
+		err = kerr.ErrorForCode(producer.ErrorCode)
+	}
+	if err != nil {
+		return err
+	}
+	marker := kmsg.NewWriteTxnMarkersRequestMarker()
+	marker.ProducerID, marker.ProducerEpoch = producer.ProducerID, producer.ProducerEpoch
+	for topic, partitions := range ends {
+		t := kmsg.NewWriteTxnMarkersRequestMarkerTopic()
+		t.Topic = topic
+		for partition, end := range partitions {
+			if end.Err == nil && end.Offset > 0 {
+				t.Partitions = append(t.Partitions, partition)
+			}
+		}
+		if len(t.Partitions) > 0 {
+			marker.Topics = append(marker.Topics, t)
+		}
+	}
+	if len(marker.Topics) == 0 {
+		return nil
+	}
+	req := kmsg.NewPtrWriteTxnMarkersRequest()
+	req.Markers = append(req.Markers, marker)
+	resp, err := req.RequestWith(ctx, client)
+	if err != nil {
+		return err
+	}
+	for _, m := range resp.Markers {
+		for _, t := range m.Topics {
+			for _, p := range t.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+					return fmt.Errorf("%s/%d: %w", t.Topic, p.Partition, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// kafkaLog passes on what a person should see: the broker's info level is every request.
+type kafkaLog struct{ log *slog.Logger }
+
+func (l kafkaLog) Logf(level kfake.LogLevel, format string, args ...any) {
+	switch level {
+	case kfake.LogLevelError:
+		l.log.Error(fmt.Sprintf(format, args...))
+	case kfake.LogLevelWarn:
+		l.log.Warn(fmt.Sprintf(format, args...))
+	}
+}

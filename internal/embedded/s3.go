@@ -1,0 +1,181 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/versity/versitygw/backend/meta"
+	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/embedgw"
+	"github.com/versity/versitygw/s3response"
+)
+
+const (
+	// s3MaxConnections bounds the sockets, s3MaxRequests the work: each request under way holds a
+	// buffer of s3IOBuffer bytes.
+	s3MaxConnections = 1024
+	s3MaxRequests    = 256
+	s3IOBuffer       = 256 << 10
+	// s3CopyLimit and s3MaxParts are Amazon's.
+	s3CopyLimit = 5 << 30
+	s3MaxParts  = 10000
+	s3Health    = "/healthz"
+)
+
+type s3Spec struct {
+	Dir       string `json:"dir"`
+	Port      int    `json:"port"`
+	AccessKey string `json:"access_key"`
+	SecretKey string `json:"secret_key"`
+	Bucket    string `json:"bucket"`
+	Region    string `json:"region"`
+}
+
+func (p *Parts) startS3(ctx context.Context, cfg Config, st state) error {
+	spec := s3Spec{
+		Dir: filepath.Join(cfg.DataDir, "s3"), Port: st.S3Port,
+		AccessKey: st.S3AccessKey, SecretKey: st.S3SecretKey,
+		Bucket: cfg.Bucket, Region: cfg.Region,
+	}
+	c, err := startChild(ctx, "s3", childSpec{S3: &spec}, nil, p.log)
+	if err != nil {
+		return err
+	}
+	p.watch("s3", c)
+	p.S3Endpoint = "http://" + address(st.S3Port)
+	p.S3AccessKey, p.S3SecretKey = spec.AccessKey, spec.SecretKey
+	p.S3Bucket, p.S3Region = spec.Bucket, spec.Region
+	return nil
+}
+
+// durableS3 syncs an object before the client hears that it is stored. The gateway writes to a nameless
+// file and then links it, so a kill -9 leaves a whole object or none. A power cut could take it away
+// again, behind an event that says it is there. One sync after the link covers content and name:
+// journalling file systems write both at once. What is not yet synced nobody was promised.
+//
+// Uploads in several requests are not synced; we do not use them.
+type durableS3 struct {
+	*posix.Posix
+	root string
+}
+
+func (d durableS3) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
+	out, err := d.Posix.PutObject(ctx, in)
+	if err != nil {
+		return out, err
+	}
+	f, err := os.Open(filepath.Join(d.root, *in.Bucket, *in.Key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return out, nil // deleted since then, by somebody who knew its key
+	}
+	if err != nil {
+		return out, err
+	}
+	return out, errors.Join(f.Sync(), f.Close())
+}
+
+// runS3 is the child's part.
+func runS3(ctx context.Context, spec s3Spec, report func(error) error) error {
+	gateway, err := openS3(ctx, spec)
+	if err != nil {
+		return report(err)
+	}
+	served := make(chan error, 1)
+	go func() {
+		served <- embedgw.RunVersityGW(ctx, gateway, &embedgw.Config{
+			RootUserAccess: spec.AccessKey, RootUserSecret: spec.SecretKey, Region: spec.Region,
+			Ports:          []string{address(spec.Port)},
+			MaxConnections: s3MaxConnections, MaxRequests: s3MaxRequests, MultipartMaxParts: s3MaxParts,
+			KeepAlive: true, Quiet: true, HealthPath: s3Health, DisableACLs: true,
+			// The page in the browser fetches results straight from here.
+			CORSAllowOrigin: "*",
+		})
+	}()
+	select {
+	case err = <-served:
+		return report(fmt.Errorf("the server ended: %w", err))
+	case err = <-s3Answers(ctx, spec.Port):
+		if err := errors.Join(err, report(err)); err != nil {
+			return err
+		}
+	}
+	return <-served
+}
+
+func openS3(ctx context.Context, spec s3Spec) (durableS3, error) {
+	objects := filepath.Join(spec.Dir, "objects")
+	if err := os.MkdirAll(filepath.Join(objects, spec.Bucket), 0o700); err != nil {
+		return durableS3{}, err
+	}
+	// Kept open, and so locked, until the process ends.
+	if _, err := lockPart(ctx, filepath.Join(spec.Dir, lockFile)); err != nil {
+		return durableS3{}, err
+	}
+	if err := checkPort(spec.Port, "PIXTOOLS_EMBEDDED_S3_PORT"); err != nil {
+		return durableS3{}, err
+	}
+	opts := posix.PosixOpts{
+		CopyObjectThreshold: s3CopyLimit, IOBufferSize: s3IOBuffer,
+		ForceNoObjLockFile: true, // against other gateways on the same files; there is none
+	}
+	opts.SetNewDirPerm(0o700)
+	opts.SetNewFilePerm(0o600)
+	attributes, err := attributeStore(spec.Dir, &opts)
+	if err != nil {
+		return durableS3{}, err
+	}
+	backend, err := posix.New(objects, attributes, opts)
+	return durableS3{backend, objects}, err
+}
+
+// attributeStore says where content types and checksums are kept: with the file itself where the file
+// system has extended attributes, so that an object and its attributes appear in the same moment, else
+// in files beside it. Those are six more files and directories an object, which cost more than all the
+// rest of storing a small one. What a data directory began with it keeps.
+func attributeStore(dir string, opts *posix.PosixOpts) (meta.MetadataStorer, error) {
+	sidecar := filepath.Join(dir, "meta")
+	if !exists(sidecar) {
+		const probe = "pixtools-probe"
+		attributes := meta.XattrMeta{}
+		if err := attributes.StoreAttribute(nil, dir, "objects", probe, []byte("1")); err == nil {
+			return attributes, attributes.DeleteAttribute(dir, "objects", probe)
+		}
+		if err := os.Mkdir(sidecar, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	opts.SideCarDir = sidecar
+	return meta.NewSideCar(sidecar)
+}
+
+// s3Answers waits until the server takes requests. There is no deadline here: the parent has one.
+func s3Answers(ctx context.Context, port int) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		client := http.Client{Transport: &http.Transport{DialContext: (&net.Dialer{}).DialContext, DisableKeepAlives: true}, Timeout: time.Second}
+		for {
+			resp, err := client.Get("http://" + address(port) + s3Health)
+			if err == nil {
+				_ = resp.Body.Close()
+				if resp.StatusCode == http.StatusOK {
+					done <- nil
+					return
+				}
+			}
+			select {
+			case <-ctx.Done():
+				done <- ctx.Err()
+				return
+			case <-time.After(pollInterval):
+			}
+		}
+	}()
+	return done
+}

@@ -1,0 +1,140 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+var (
+	// ErrClosed is the answer of a closed publisher or subscriber.
+	ErrClosed = errors.New("kafka: closed")
+
+	// ErrNotAcknowledged says that Kafka did not confirm within the limit. The records
+	// may be in the log or not: a request may have been on its way. So a caller repeats
+	// the publish with the same event ids, or gives up; either is safe.
+	ErrNotAcknowledged = errors.New("kafka did not acknowledge in time")
+)
+
+// Publisher waits for the acknowledgement of what it publishes.
+type Publisher struct {
+	client  *kgo.Client
+	timeout time.Duration
+
+	closing sync.RWMutex // held for reading while publishing, so that Close waits
+	closed  bool
+}
+
+// NewPublisher publishes through a client made by NewProducerClient, which stays the
+// caller's and may be shared. After deliveryTimeout without an acknowledgement a
+// publish is an error. Publishers of one client should agree on it: records of one
+// partition are sent in order, so they fail together with the oldest.
+func NewPublisher(client *kgo.Client, deliveryTimeout time.Duration) *Publisher {
+	return &Publisher{client: client, timeout: deliveryTimeout}
+}
+
+// Publish is PublishContext with the context of the first message.
+func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
+	if len(msgs) == 0 {
+		return nil
+	}
+	return p.PublishContext(msgs[0].Context(), topic, msgs...)
+}
+
+// PublishContext returns when Kafka has acknowledged all messages.
+func (p *Publisher) PublishContext(ctx context.Context, topic string, msgs ...*message.Message) error {
+	records := make([]*kgo.Record, len(msgs))
+	for i, msg := range msgs {
+		records[i] = newRecord(topic, msg)
+	}
+	return p.Append(ctx, records...)
+}
+
+// Append writes records, each to its Topic, and returns when Kafka has acknowledged
+// all of them; Partition and Offset of each then say where it is. Records of one
+// partition are appended in the order given.
+//
+// After an error some may be in the log. The records must not be touched then: the
+// client may still hold them for a moment. It does not send them again after the
+// delivery timeout, so nothing appears out of a dead request's past when a broker
+// comes back.
+func (p *Publisher) Append(ctx context.Context, records ...*kgo.Record) error {
+	p.closing.RLock()
+	defer p.closing.RUnlock()
+	if p.closed {
+		return ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	return p.await(ctx, records)
+}
+
+// await gives the records a context apart from the caller's: one caller going away
+// would otherwise cancel the request that carries other callers' records too.
+func (p *Publisher) await(ctx context.Context, records []*kgo.Record) error {
+	limit, release := context.WithTimeout(context.WithoutCancel(ctx), p.timeout)
+	var (
+		left sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	left.Add(len(records))
+	for _, r := range records {
+		p.client.Produce(limit, r, func(_ *kgo.Record, err error) {
+			if err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+			left.Done()
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		left.Wait()
+		close(done)
+		release()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-limit.Done(): // the limit, or release, which follows done
+	}
+	select {
+	case <-done: // also when more than one was ready
+		return p.verdict(errs)
+	default:
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotAcknowledged, err)
+	}
+	return fmt.Errorf("%w: %v passed", ErrNotAcknowledged, p.timeout)
+}
+
+func (p *Publisher) verdict(errs []error) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	err := errs[0] // one cause fails a whole request: the others say the same
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %v passed: %w", ErrNotAcknowledged, p.timeout, err)
+	}
+	return fmt.Errorf("publish: %w", err)
+}
+
+// Close waits for publishes under way; later ones fail with ErrClosed.
+func (p *Publisher) Close() error {
+	p.closing.Lock()
+	defer p.closing.Unlock()
+	p.closed = true
+	return nil
+}

@@ -1,0 +1,175 @@
+// Package secrets seals what is personal in events (file names, webhook addresses)
+// under a key of its tenant. The keys live in a schema of their own, which no
+// rebuild of the read model touches; deleting a tenant's keys erases what was
+// sealed with them, wherever the log was copied to.
+package secrets
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pixtools/pixtools/events"
+)
+
+// ErrForgotten says that the key is gone: its content is erased.
+var ErrForgotten = errors.New("the key was forgotten, and with it the content")
+
+const keyBytes = 32 // AES-256
+
+// Keyring holds tenants' keys in memory once they were used, so that a database
+// that is away stops neither submissions nor links.
+type Keyring struct {
+	pool *pgxpool.Pool
+
+	mu sync.Mutex
+	// current is the key to seal with, by tenant; byID all that were seen.
+	current map[string]key
+	byID    map[string]key
+}
+
+type key struct {
+	id   string
+	aead cipher.AEAD
+}
+
+// New makes a keyring over the tables that Migrate makes.
+func New(pool *pgxpool.Pool) *Keyring {
+	return &Keyring{pool: pool, current: map[string]key{}, byID: map[string]key{}}
+}
+
+// Migrate makes the schema. Many processes may do so at once.
+func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		for _, statement := range []string{
+			"SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))",
+			"CREATE SCHEMA IF NOT EXISTS pixtools_secrets",
+			`CREATE TABLE IF NOT EXISTS pixtools_secrets.tenant_keys (
+				key_id     uuid PRIMARY KEY,
+				tenant     text NOT NULL,
+				key        bytea NOT NULL,
+				created_at timestamptz NOT NULL DEFAULT now())`,
+			"CREATE INDEX IF NOT EXISTS tenant_keys_by_tenant ON pixtools_secrets.tenant_keys (tenant, created_at DESC)",
+		} {
+			if _, err := tx.Exec(ctx, statement); err != nil {
+				return fmt.Errorf("prepare the secrets' schema: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// Seal encrypts text for a tenant; the job id is bound to it. Empty text is nil.
+func (k *Keyring) Seal(ctx context.Context, tenant, jobID, text string) (*events.Sealed, error) {
+	if text == "" {
+		return nil, nil
+	}
+	key, err := k.sealing(ctx, tenant)
+	if err != nil {
+		return nil, err
+	}
+	nonce := make([]byte, key.aead.NonceSize())
+	if _, err := rand.Read(nonce); err != nil {
+		return nil, err
+	}
+	return &events.Sealed{KeyId: key.id, Ciphertext: key.aead.Seal(nonce, nonce, []byte(text), []byte(jobID))}, nil
+}
+
+// Open decrypts what Seal made; nil is "".
+func (k *Keyring) Open(ctx context.Context, jobID string, sealed *events.Sealed) (string, error) {
+	if sealed == nil {
+		return "", nil
+	}
+	key, err := k.opening(ctx, sealed.GetKeyId())
+	if err != nil {
+		return "", err
+	}
+	n := key.aead.NonceSize()
+	if len(sealed.GetCiphertext()) < n {
+		return "", errors.New("sealed text is too short")
+	}
+	text, err := key.aead.Open(nil, sealed.GetCiphertext()[:n], sealed.GetCiphertext()[n:], []byte(jobID))
+	if err != nil {
+		return "", fmt.Errorf("sealed text was changed, or belongs to another job: %w", err)
+	}
+	return string(text), nil
+}
+
+func (k *Keyring) sealing(ctx context.Context, tenant string) (key, error) {
+	k.mu.Lock()
+	found, ok := k.current[tenant]
+	k.mu.Unlock()
+	if ok {
+		return found, nil
+	}
+	var id uuid.UUID
+	var raw []byte
+	const newest = "SELECT key_id, key FROM pixtools_secrets.tenant_keys WHERE tenant = $1 ORDER BY created_at DESC, key_id LIMIT 1"
+	err := k.pool.QueryRow(ctx, newest, tenant).Scan(&id, &raw)
+	if errors.Is(err, pgx.ErrNoRows) {
+		fresh := make([]byte, keyBytes)
+		if _, err := rand.Read(fresh); err != nil {
+			return key{}, err
+		}
+		// Two processes may both find none and both write one. Both keys stay, so
+		// whatever was sealed can be opened.
+		if _, err := k.pool.Exec(ctx, "INSERT INTO pixtools_secrets.tenant_keys (key_id, tenant, key) VALUES ($1, $2, $3)",
+			uuid.New(), tenant, fresh); err != nil {
+			return key{}, fmt.Errorf("store a new key of tenant %s: %w", tenant, err)
+		}
+		err = k.pool.QueryRow(ctx, newest, tenant).Scan(&id, &raw)
+	}
+	if err != nil {
+		return key{}, fmt.Errorf("read the key of tenant %s: %w", tenant, err)
+	}
+	made, err := newKey(id.String(), raw)
+	if err != nil {
+		return key{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.current[tenant], k.byID[made.id] = made, made
+	return made, nil
+}
+
+func (k *Keyring) opening(ctx context.Context, id string) (key, error) {
+	k.mu.Lock()
+	found, ok := k.byID[id]
+	k.mu.Unlock()
+	if ok {
+		return found, nil
+	}
+	var raw []byte
+	err := k.pool.QueryRow(ctx, "SELECT key FROM pixtools_secrets.tenant_keys WHERE key_id = $1", id).Scan(&raw)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return key{}, ErrForgotten
+	}
+	if err != nil {
+		return key{}, fmt.Errorf("read key %s: %w", id, err)
+	}
+	made, err := newKey(id, raw)
+	if err != nil {
+		return key{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.byID[id] = made
+	return made, nil
+}
+
+func newKey(id string, raw []byte) (key, error) {
+	block, err := aes.NewCipher(raw)
+	if err != nil {
+		return key{}, fmt.Errorf("key %s: %w", id, err)
+	}
+	aead, err := cipher.NewGCM(block)
+	return key{id: id, aead: aead}, err
+}

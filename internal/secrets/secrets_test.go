@@ -1,0 +1,65 @@
+package secrets_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pixtools/pixtools/internal/secrets"
+	"github.com/pixtools/pixtools/internal/testenv"
+)
+
+func TestSealing(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	pool, err := pgxpool.New(ctx, testenv.Postgres(t))
+	require.NoError(t, err)
+	defer pool.Close()
+	require.NoError(t, secrets.Migrate(ctx, pool))
+	require.NoError(t, secrets.Migrate(ctx, pool))
+
+	ring := secrets.New(pool)
+	sealed, err := ring.Seal(ctx, "a", "job-1", "holiday.jpg")
+	require.NoError(t, err)
+	require.NotContains(t, string(sealed.GetCiphertext()), "holiday")
+	again, err := ring.Seal(ctx, "a", "job-1", "holiday.jpg")
+	require.NoError(t, err)
+	require.NotEqual(t, sealed.GetCiphertext(), again.GetCiphertext())
+
+	other := secrets.New(pool) // another process
+	text, err := other.Open(ctx, "job-1", sealed)
+	require.NoError(t, err)
+	require.Equal(t, "holiday.jpg", text)
+	_, err = other.Open(ctx, "job-2", sealed)
+	require.ErrorContains(t, err, "another job")
+	sealed.Ciphertext[20] ^= 1
+	_, err = other.Open(ctx, "job-1", sealed)
+	require.Error(t, err)
+	sealed.Ciphertext = sealed.Ciphertext[:5]
+	_, err = other.Open(ctx, "job-1", sealed)
+	require.ErrorContains(t, err, "too short")
+
+	none, err := ring.Seal(ctx, "a", "job-1", "")
+	require.NoError(t, err)
+	require.Nil(t, none)
+
+	foreign, err := ring.Seal(ctx, "b", "job-1", "x")
+	require.NoError(t, err)
+	require.NotEqual(t, again.GetKeyId(), foreign.GetKeyId())
+
+	// Forgetting the tenant's keys erases what they sealed, for whoever has not used them yet.
+	_, err = pool.Exec(ctx, "DELETE FROM pixtools_secrets.tenant_keys WHERE tenant = 'a'")
+	require.NoError(t, err)
+	_, err = secrets.New(pool).Open(ctx, "job-1", again)
+	require.ErrorIs(t, err, secrets.ErrForgotten)
+	// And what is in memory goes on while the database is away.
+	pool.Close()
+	text, err = ring.Open(ctx, "job-1", again)
+	require.NoError(t, err)
+	require.Equal(t, "holiday.jpg", text)
+	_, err = ring.Seal(ctx, "a", "job-3", "y")
+	require.NoError(t, err)
+}

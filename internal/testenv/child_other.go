@@ -1,0 +1,9 @@
+//go:build !linux
+
+package testenv
+
+import "syscall"
+
+// dieWithParent is a promise that only Linux can give: elsewhere a broker outlives a
+// test process that is killed or that did not call Stop.
+func dieWithParent() *syscall.SysProcAttr { return nil }

@@ -1,0 +1,287 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/pixtools/pixtools/events"
+)
+
+// Projector applies the log to the read model.
+type Projector struct {
+	cfg  Config
+	pool *pgxpool.Pool
+	log  *slog.Logger
+	opts []kgo.Opt
+	// logID is the topic's id.
+	logID [16]byte
+}
+
+// NewProjector makes a projector of the log whose topic id is logID; opts must
+// name the brokers. The tables must be there.
+func NewProjector(cfg Config, pool *pgxpool.Pool, logID [16]byte, log *slog.Logger, opts ...kgo.Opt) *Projector {
+	return &Projector{cfg: cfg, pool: pool, logID: logID, log: log, opts: opts}
+}
+
+// Run works until ctx is done; it outlives Kafka and Postgres being away.
+func (p *Projector) Run(ctx context.Context) error {
+	for {
+		err := p.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		p.log.Warn("projection interrupted, going on from its stored offsets", "error", err, "after", p.cfg.RetryAfter)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(p.cfg.RetryAfter):
+		}
+	}
+}
+
+// session is one membership in the group. Its fields are used by the polling
+// goroutine, and by callbacks that run only while that one is in PollRecords or
+// AllowRebalance (BlockRebalanceOnPoll), so they need no lock.
+type session struct {
+	*Projector
+	// next is the offset that the database holds, by partition that we own.
+	next map[int32]int64
+	// jobs holds the state of jobs of partitions that we own. It is right as long
+	// as next is: nobody else wrote a job of a partition without moving its offset.
+	jobs *lru.Cache[string, *events.Job]
+}
+
+func (p *Projector) session(ctx context.Context) error {
+	jobs, err := lru.New[string, *events.Job](p.cfg.CachedJobs)
+	if err != nil {
+		return err
+	}
+	s := &session{Projector: p, next: map[int32]int64{}, jobs: jobs}
+	client, err := kgo.NewClient(append(slices.Clone(p.opts),
+		kgo.ConsumerGroup(events.ProjectorGroup),
+		kgo.ConsumeTopics(events.Topic),
+		kgo.DisableAutoCommit(),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// Commit markers are offsets too: without them the projection would never
+		// be seen to reach the log's end.
+		kgo.KeepControlRecords(),
+		kgo.BlockRebalanceOnPoll(),
+		kgo.AdjustFetchOffsetsFn(s.seek),
+		kgo.OnPartitionsRevoked(s.forget),
+		kgo.OnPartitionsLost(s.forget),
+	)...)
+	if err != nil {
+		return err
+	}
+	defer client.CloseAllowingRebalance()
+	for {
+		fetches := client.PollRecords(ctx, p.cfg.BatchRecords)
+		if ctx.Err() != nil || fetches.IsClientClosed() {
+			return ctx.Err()
+		}
+		fetches.EachError(func(topic string, partition int32, err error) {
+			p.log.Warn("projector cannot fetch", "topic", topic, "partition", partition, "error", err)
+		})
+		if err := s.apply(ctx, fetches); err != nil {
+			return err
+		}
+		client.AllowRebalance()
+	}
+}
+
+// seek sets where fetching begins to what the database holds. Kafka's own offsets
+// of this group are never written.
+func (s *session) seek(ctx context.Context, assigned map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
+	defer cancel()
+	for partition := range assigned[events.Topic] {
+		_, err := s.pool.Exec(ctx, `INSERT INTO positions (log_id, partition, next_offset) VALUES ($1, $2, 0)
+			ON CONFLICT DO NOTHING`, s.logID[:], partition)
+		if err != nil {
+			return nil, fmt.Errorf("prepare the position of partition %d: %w", partition, err)
+		}
+		var next int64
+		err = s.pool.QueryRow(ctx, "SELECT next_offset FROM positions WHERE log_id = $1 AND partition = $2",
+			s.logID[:], partition).Scan(&next)
+		if err != nil {
+			return nil, fmt.Errorf("read the position of partition %d: %w", partition, err)
+		}
+		s.next[partition] = next
+		assigned[events.Topic][partition] = kgo.NewOffset().At(next).WithEpoch(-1)
+	}
+	s.jobs.Purge()
+	return assigned, nil
+}
+
+func (s *session) forget(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
+	for _, partition := range lost[events.Topic] {
+		delete(s.next, partition)
+	}
+	s.jobs.Purge()
+}
+
+// errMoved says that another projector applied records of a partition we thought
+// ours: our session had expired. Starting anew reads the offsets again.
+var errMoved = errors.New("another projector has moved on in a partition of ours")
+
+// apply is one transaction: the rows, the offsets, and word to those who wait.
+func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
+	moved := map[int32]int64{}
+	var batch []events.Event
+	fetches.EachRecord(func(r *kgo.Record) {
+		if r.Offset < s.next[r.Partition] {
+			return
+		}
+		moved[r.Partition] = r.Offset + 1
+		if r.Attrs.IsControl() {
+			return
+		}
+		e, err := events.Decode(r)
+		switch {
+		case errors.Is(err, events.ErrUnknownType): // a newer version's: nothing of it is shown
+		case err != nil:
+			s.log.Error("projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
+		default:
+			batch = append(batch, e)
+		}
+	})
+	if len(moved) == 0 {
+		return nil
+	}
+	var changed map[string]*events.Job
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+		if err := s.advance(ctx, tx, moved); err != nil {
+			return err
+		}
+		if changed, err = s.fold(ctx, tx, batch); err != nil {
+			return err
+		}
+		return write(ctx, tx, changed)
+	})
+	if err != nil {
+		return err
+	}
+	for partition, next := range moved {
+		s.next[partition] = next
+	}
+	for id, job := range changed {
+		s.jobs.Add(id, job)
+	}
+	return nil
+}
+
+// advance moves the stored offsets from where we believe them to be. The row lock
+// that this takes makes a second owner wait, and then find the offset moved.
+func (s *session) advance(ctx context.Context, tx pgx.Tx, moved map[int32]int64) error {
+	var partitions []int32
+	var from, to []int64
+	for partition, next := range moved {
+		partitions, from, to = append(partitions, partition), append(from, s.next[partition]), append(to, next)
+	}
+	tag, err := tx.Exec(ctx, `UPDATE positions SET next_offset = m.next
+		FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS m(partition, expected, next)
+		WHERE positions.log_id = $1 AND positions.partition = m.partition AND positions.next_offset = m.expected`,
+		s.logID[:], partitions, from, to)
+	if err != nil {
+		return fmt.Errorf("move the projection's offsets: %w", err)
+	}
+	if tag.RowsAffected() != int64(len(moved)) {
+		return errMoved
+	}
+	// Delivered at commit, to every process that answers queries.
+	_, err = tx.Exec(ctx, "SELECT pg_notify($1, $2)", channel, encodeMoves(moved))
+	return err
+}
+
+// fold gives the new states of the jobs that the batch changes.
+func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []events.Event) (map[string]*events.Job, error) {
+	states, err := s.load(ctx, tx, batch)
+	if err != nil {
+		return nil, err
+	}
+	changed := map[string]*events.Job{}
+	for _, e := range batch {
+		before := states[e.JobID]
+		if after := events.Fold(before, e); after != before {
+			states[e.JobID], changed[e.JobID] = after, after
+		}
+	}
+	return changed, nil
+}
+
+// load finds the states of a batch's jobs, in memory or in the table.
+func (s *session) load(ctx context.Context, tx pgx.Tx, batch []events.Event) (map[string]*events.Job, error) {
+	states := map[string]*events.Job{}
+	var missing []string
+	for _, e := range batch {
+		if _, ok := states[e.JobID]; ok {
+			continue
+		}
+		job, ok := s.jobs.Get(e.JobID)
+		if !ok {
+			missing = append(missing, e.JobID)
+		}
+		states[e.JobID] = job
+	}
+	if len(missing) == 0 {
+		return states, nil
+	}
+	rows, err := tx.Query(ctx, "SELECT state FROM jobs WHERE job_id = ANY($1::uuid[])", missing)
+	if err != nil {
+		return nil, fmt.Errorf("read the states of %d jobs: %w", len(missing), err)
+	}
+	raws, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+	if err != nil {
+		return nil, fmt.Errorf("read the states of %d jobs: %w", len(missing), err)
+	}
+	for _, raw := range raws {
+		job := &events.Job{}
+		if err := proto.Unmarshal(raw, job); err != nil {
+			return nil, fmt.Errorf("a stored state cannot be decoded; rebuild the read model: %w", err)
+		}
+		states[job.GetId()] = job
+	}
+	return states, nil
+}
+
+// write stores the last state of each changed job, all in one statement.
+func write(ctx context.Context, tx pgx.Tx, changed map[string]*events.Job) error {
+	if len(changed) == 0 {
+		return nil
+	}
+	var ids, tenants []string
+	var phases, outcomes []int16
+	var revisions []int32
+	var created, updated []time.Time
+	var states [][]byte
+	for id, job := range changed {
+		raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(job)
+		if err != nil {
+			return fmt.Errorf("encode the state of job %s: %w", id, err)
+		}
+		ids, tenants = append(ids, id), append(tenants, job.GetTenant())
+		phases, outcomes = append(phases, int16(job.GetPhase())), append(outcomes, int16(job.GetOutcome()))
+		revisions = append(revisions, job.GetRevision())
+		created, updated = append(created, job.GetRequestedAt().AsTime()), append(updated, job.GetUpdatedAt().AsTime())
+		states = append(states, raw)
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state)
+		SELECT * FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[])
+		ON CONFLICT (job_id) DO UPDATE SET phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
+			updated_at = excluded.updated_at, state = excluded.state`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states)
+	if err != nil {
+		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
+	}
+	return nil
+}

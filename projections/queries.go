@@ -1,0 +1,188 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/pixtools/pixtools/events"
+)
+
+// channel carries, at each commit of the projector, which offsets it reached.
+const channel = "pixtools_projection"
+
+// Errors of queries.
+var (
+	// ErrNotFound: the read model has no such job.
+	ErrNotFound = errors.New("no such job")
+	// ErrBehind: the projection did not reach a position in time.
+	ErrBehind = errors.New("the read model has not caught up yet")
+	// ErrUnavailable: the database does not answer.
+	ErrUnavailable = errors.New("the database is unreachable")
+)
+
+// Reader answers queries, and knows how far the projection has come.
+type Reader struct {
+	cfg   Config
+	pool  *pgxpool.Pool
+	logID [16]byte
+	log   *slog.Logger
+
+	mu sync.Mutex
+	// next is the projection's next offset by partition, as far as we have heard.
+	next map[int32]int64
+	// changed is closed, and replaced, whenever next grows.
+	changed chan struct{}
+}
+
+// NewReader makes a reader of the projection of one log; call Listen beside it.
+func NewReader(cfg Config, pool *pgxpool.Pool, logID [16]byte, log *slog.Logger) *Reader {
+	return &Reader{cfg: cfg, pool: pool, logID: logID, log: log, next: map[int32]int64{}, changed: make(chan struct{})}
+}
+
+// Job is a job of a tenant as the read model has it.
+func (r *Reader) Job(ctx context.Context, tenant, id string) (*events.Job, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
+	defer cancel()
+	var raw []byte
+	err := r.pool.QueryRow(ctx, "SELECT state FROM jobs WHERE job_id = $1 AND tenant = $2", id, tenant).Scan(&raw)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, ErrNotFound
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	job := &events.Job{}
+	if err := proto.Unmarshal(raw, job); err != nil {
+		return nil, fmt.Errorf("the stored state of job %s cannot be decoded; rebuild the read model: %w", id, err)
+	}
+	return job, nil
+}
+
+// Health asks the database for a sign of life.
+func (r *Reader) Health(ctx context.Context) error { return r.pool.Ping(ctx) }
+
+// Wait returns once the projection has applied the record at offset, or with
+// ErrBehind when ctx ends first.
+func (r *Reader) Wait(ctx context.Context, partition int32, offset int64) error {
+	for {
+		// next and changed are read under one lock: a move between the two would
+		// otherwise be missed, and its close waited for in vain.
+		r.mu.Lock()
+		reached, changed := r.next[partition] > offset, r.changed
+		r.mu.Unlock()
+		if reached {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ErrBehind
+		case <-changed:
+		}
+	}
+}
+
+// Position is the offset that the projection applies next in a partition, as far as
+// we have heard.
+func (r *Reader) Position(partition int32) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.next[partition]
+}
+
+// Listen follows the projection until ctx is done.
+func (r *Reader) Listen(ctx context.Context) error {
+	for {
+		err := r.listen(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		r.log.Warn("lost sight of the projection, connecting again", "error", err, "after", r.cfg.RetryAfter)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(r.cfg.RetryAfter):
+		}
+	}
+}
+
+func (r *Reader) listen(ctx context.Context) error {
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	// A connection that listens is not given back: another query would then hear.
+	raw := conn.Hijack()
+	defer raw.Close(context.WithoutCancel(ctx))
+	if _, err := raw.Exec(ctx, "LISTEN "+channel); err != nil {
+		return err
+	}
+	// Read after LISTEN: a move before it is in the table, a later one is told.
+	rows, err := raw.Query(ctx, "SELECT partition, next_offset FROM positions WHERE log_id = $1", r.logID[:])
+	if err != nil {
+		return err
+	}
+	moves, partition, next := map[int32]int64{}, int32(0), int64(0)
+	if _, err := pgx.ForEachRow(rows, []any{&partition, &next}, func() error {
+		moves[partition] = next
+		return nil
+	}); err != nil {
+		return err
+	}
+	r.moved(moves)
+	for {
+		n, err := raw.WaitForNotification(ctx)
+		if err != nil {
+			return err
+		}
+		moves, err := decodeMoves(n.Payload)
+		if err != nil {
+			return err
+		}
+		r.moved(moves)
+	}
+}
+
+func (r *Reader) moved(moves map[int32]int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for partition, next := range moves {
+		r.next[partition] = max(r.next[partition], next)
+	}
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// encodeMoves writes partition:offset pairs. 48 partitions take at most 1.2 kB of
+// the 8 kB that a notification may hold.
+func encodeMoves(moves map[int32]int64) string {
+	var b strings.Builder
+	for partition, next := range moves {
+		fmt.Fprintf(&b, "%d:%d ", partition, next)
+	}
+	return b.String()
+}
+
+func decodeMoves(payload string) (map[int32]int64, error) {
+	moves := map[int32]int64{}
+	for _, move := range strings.Fields(payload) {
+		p, o, _ := strings.Cut(move, ":")
+		partition, err := strconv.ParseInt(p, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("notification %q: %w", payload, err)
+		}
+		if moves[int32(partition)], err = strconv.ParseInt(o, 10, 64); err != nil {
+			return nil, fmt.Errorf("notification %q: %w", payload, err)
+		}
+	}
+	return moves, nil
+}

@@ -1,0 +1,116 @@
+// Package projections builds the read model of the log in Postgres and answers
+// queries from it. The read model is disposable: everything in it comes from the
+// log, and the offsets that it holds are changed in the same transaction as its
+// rows, so that each event is applied once.
+package projections
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Schema is the Postgres schema of the live read model. Statements name no schema:
+// a rebuild runs the same ones in another, by its search path.
+const Schema = "pixtools_read"
+
+// Config reaches the database.
+type Config struct {
+	URL string `env:"DATABASE_URL"`
+	// MaxConns bounds the connections of this process.
+	MaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16"`
+	// ConnectTimeout bounds opening one connection, QueryTimeout one query.
+	ConnectTimeout time.Duration `env:"DATABASE_CONNECT_TIMEOUT" envDefault:"1s"`
+	QueryTimeout   time.Duration `env:"DATABASE_QUERY_TIMEOUT" envDefault:"2s"`
+	// BatchRecords is how many records at most one transaction applies.
+	BatchRecords int `env:"PROJECTOR_BATCH_RECORDS" envDefault:"2000"`
+	// CachedJobs is how many folded jobs the projector keeps in memory.
+	CachedJobs int `env:"PROJECTOR_CACHED_JOBS" envDefault:"20000"`
+	// RetryAfter is the pause before the projector tries again after a fault.
+	RetryAfter time.Duration `env:"PROJECTOR_RETRY_AFTER" envDefault:"500ms"`
+}
+
+// Validate names every value out of range.
+func (c Config) Validate() error {
+	var faults []error
+	if c.MaxConns < 2 {
+		faults = append(faults, fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be 2 or more connections", c.MaxConns))
+	}
+	for name, d := range map[string]time.Duration{"DATABASE_CONNECT_TIMEOUT": c.ConnectTimeout, "DATABASE_QUERY_TIMEOUT": c.QueryTimeout,
+		"PROJECTOR_RETRY_AFTER": c.RetryAfter} {
+		if d < 10*time.Millisecond || d > time.Minute {
+			faults = append(faults, fmt.Errorf("%s is %s: it must be from 10ms to 1m", name, d))
+		}
+	}
+	for name, n := range map[string]int{"PROJECTOR_BATCH_RECORDS": c.BatchRecords, "PROJECTOR_CACHED_JOBS": c.CachedJobs} {
+		if n < 1 || n > 1_000_000 {
+			faults = append(faults, fmt.Errorf("%s is %d: it must be from 1 to 1000000", name, n))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Open makes the pool for a schema. It does not wait for the database.
+func Open(cfg Config, schema string) (*pgxpool.Pool, error) {
+	// The Python service's configuration named its driver in the scheme.
+	url := strings.Replace(cfg.URL, "postgresql+asyncpg://", "postgresql://", 1)
+	pc, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	pc.MaxConns = cfg.MaxConns
+	pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
+	pc.ConnConfig.RuntimeParams["search_path"] = schema
+	pc.ConnConfig.RuntimeParams["application_name"] = "pixtools"
+	return pgxpool.NewWithConfig(context.Background(), pc)
+}
+
+// Migrate brings a schema's tables up to date; many processes may do so at once.
+func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	if err := createSchema(ctx, pool, schema); err != nil {
+		return fmt.Errorf("create schema %s: %w", schema, err)
+	}
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close()
+	locker, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return err
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithSessionLocker(locker))
+	if err != nil {
+		return err
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return fmt.Errorf("migrate schema %s: %w", schema, err)
+	}
+	return nil
+}
+
+// createSchema holds a lock: two CREATE SCHEMA IF NOT EXISTS at once may both find
+// nothing, and then one of them fails on the catalogue's unique index.
+func createSchema(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))"); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "CREATE SCHEMA IF NOT EXISTS "+pgx.Identifier{schema}.Sanitize())
+		return err
+	})
+}
