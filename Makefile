@@ -1,11 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench build clean native testdeps generate
+.PHONY: help run test lint bench build clean native testdeps schemas generate model-import
 
 # What a Go build needs to find libvips; see internal/native/env.sh.
 ENV := eval "$$(sh internal/native/env.sh)" &&
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /:/' | awk -F: '{printf "  %-10s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build ## build, start everything on this machine and print the address (Ctrl-C stops it)
 	@exec build/bin/pixtools serve
@@ -13,26 +13,32 @@ run: build ## build, start everything on this machine and print the address (Ctr
 build: native ## build build/bin/pixtools
 	@$(ENV) go build -o build/bin/pixtools ./cmd/pixtools
 
-native: ## fetch libvips and the page's scripts, by checksum, into build/
+native: ## fetch libvips, ONNX Runtime and the page's scripts, by checksum, into build/
 	@sh internal/native/install.sh
 
-testdeps: ## install what the tests' real services need: Kafka, PostgreSQL, Redis, MinIO
+testdeps: ## install what the tests' real services need: Kafka, PostgreSQL, Redis, MinIO, Chromium
 	@sh internal/testenv/install.sh
 
-test: native testdeps ## run all tests, with real Kafka, PostgreSQL, Redis and S3
-	$(ENV) go vet ./...
-	$(ENV) go run ./internal/testenv/with go test -count=1 -timeout 25m ./...
+test: native testdeps schemas ## run all tests, with real Kafka, PostgreSQL, Redis, S3 and a browser
+	@$(ENV) go vet ./...
+	@$(ENV) go run ./internal/testenv/with go test -count=1 -timeout 25m ./...
 
-lint: native ## run the linters
-	$(ENV) go vet ./...
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+schemas: native ## check the public contract: buf lint and breaking, AsyncAPI, OpenAPI, nothing stale
+	@sh schemas/check.sh
+
+lint: native schemas ## run the linters, and check the public contract
+	@sh internal/lint/install.sh go
+	@$(ENV) build/tools/golangci-lint run ./...
 
 bench: build ## measure jobs a second, CPU a job, and times, in embedded mode
-	$(ENV) go run ./bench/load
+	@$(ENV) go run ./bench/load
 
-generate: native ## write events/*.pb.go and schemas/openapi.json anew
-	cd schemas && PATH="$(CURDIR)/build/npm/node_modules/.bin:$(CURDIR)/build/tools:$$PATH" buf generate
-	cd schemas && "$(CURDIR)/build/npm/node_modules/.bin/buf" build -o descriptors.binpb
+generate: native ## write events/*.pb.go, schemas/descriptors.binpb and schemas/openapi.json anew
+	@sh schemas/generate.sh
 
-clean: ## remove what was built; data/ stays
-	rm -rf build web/vendor
+model-import: ## make a DENOISE_MODEL of a KAIR/DnCNN state dict: make model-import WEIGHTS=dncnn_color_blind.pth
+	@sh models/import.sh "$(WEIGHTS)"
+
+clean: ## remove what was built; data/ and the training's build/training stay
+	@rm -rf web/vendor
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name training -exec rm -rf {} +; fi

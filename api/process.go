@@ -53,7 +53,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, faults
 	}
 	command := commands.Submit{
-		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: r.Header.Get("traceparent"),
+		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: traceOf(r),
 		Operations: u.operations, Parameters: u.parameters,
 		Source: &events.Source{Sha256: hex.EncodeToString(u.file.sha256[:]), Bytes: u.file.size,
 			Width: int32(header.Width), Height: int32(header.Height), Format: header.Format},
@@ -76,7 +76,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 
 // sniff reads what the bytes say.
 func (s *Server) sniff(u *upload) (sniff.Header, error) {
-	header, err := sniff.Read(u.file.ReaderAt, u.file.size, sniff.Limits{MaxPixels: s.cfg.MaxImagePixels, MaxSide: s.cfg.MaxImageSide})
+	header, err := sniff.Read(u.file.ReaderAt, u.file.size, s.cfg.Picture)
 	var refused *sniff.Error
 	if errors.As(err, &refused) {
 		return header, invalid("file", refused.Message)

@@ -69,6 +69,9 @@ func describe(f *fuego.Server) ([]byte, error) {
 		header("Idempotency-Key", "The same as the field idempotency_key", text), header(requestIDHeader, "Echoed, or made", text))
 	post.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
 		Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
+	for _, name := range []string{"Accepted", "Job"} { // the framework passes over the tag
+		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
+	}
 	get := doc.Paths.Value("/api/jobs/{job_id}").Get
 	get.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	raw, err := json.MarshalIndent(doc, "", "  ")

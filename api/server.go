@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -19,6 +21,7 @@ import (
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/secrets"
+	"github.com/pixtools/pixtools/internal/sniff"
 	"github.com/pixtools/pixtools/projections"
 	"github.com/pixtools/pixtools/web"
 )
@@ -40,9 +43,8 @@ type Config struct {
 	MaxUploadBytes int64 `env:"MAX_UPLOAD_BYTES" envDefault:"10485760"`
 	// MaxFieldBytes bounds each other field of the form.
 	MaxFieldBytes int64 `env:"MAX_FIELD_BYTES" envDefault:"65536"`
-	// MaxImagePixels and MaxImageSide (pixels) bound a picture, by its header.
-	MaxImagePixels int64 `env:"MAX_IMAGE_PIXELS" envDefault:"100000000"`
-	MaxImageSide   int   `env:"MAX_IMAGE_SIDE" envDefault:"30000"`
+	// Picture bounds a picture, by its header.
+	Picture sniff.Limits
 	// MaxUploads bounds the uploads in progress; one more is answered 429.
 	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256"`
 	// UploadTimeout bounds reading one upload.
@@ -67,15 +69,13 @@ func (c Config) Validate() error {
 	}
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
-	positive("MAX_IMAGE_PIXELS", c.MaxImagePixels)
-	positive("MAX_IMAGE_SIDE", int64(c.MaxImageSide))
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
 		if d < 100*time.Millisecond {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
 		}
 	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, c.Picture.Validate())...)
 }
 
 // Parts is what the API works with.
@@ -176,22 +176,39 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
 	if _, pattern := s.mux.Handler(r); pattern == "" {
-		s.unrouted(r).write(w)
+		s.unrouted(w, r).write(w)
 		return
 	}
 	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
 }
 
 // unrouted tells an unknown path from a known one asked with another method.
-func (s *Server) unrouted(r *http.Request) *Problem {
+func (s *Server) unrouted(w http.ResponseWriter, r *http.Request) *Problem {
+	var allowed []string
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		other := r.Clone(r.Context())
 		other.Method = method
 		if _, pattern := s.mux.Handler(other); pattern != "" {
-			return problem(http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s, not %s", r.URL.Path, method, r.Method))
+			allowed = append(allowed, method)
 		}
 	}
+	if len(allowed) > 0 {
+		list := strings.Join(allowed, ", ")
+		w.Header().Set("Allow", list)
+		return problem(http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s, not %s", r.URL.Path, list, r.Method))
+	}
 	return problem(http.StatusNotFound, "There is nothing at "+r.URL.Path+"; see /docs")
+}
+
+// traceParent is the form of the W3C's header, version 00.
+var traceParent = regexp.MustCompile("^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+
+// traceOf is the caller's trace context; what is none does not get into the log.
+func traceOf(r *http.Request) string {
+	if t := r.Header.Get("traceparent"); traceParent.MatchString(t) {
+		return t
+	}
+	return ""
 }
 
 // plain says whether text may be echoed as a request id.

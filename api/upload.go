@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"mime"
 	"mime/multipart"
 	"net/http"
@@ -218,11 +219,11 @@ func (s *Server) spool(body io.Reader) (*spooled, error) {
 func (s *spooled) toDisk(dir string, start, rest io.Reader) error {
 	file, err := os.CreateTemp(dir, "upload-*")
 	if err != nil {
-		return unavailable("There is no room to receive the file.", err)
+		return noRoom(err)
 	}
 	// Unlinked at once: whatever becomes of us, the disk space comes back.
 	if err := os.Remove(file.Name()); err != nil {
-		return errors.Join(err, file.Close())
+		return noRoom(errors.Join(err, file.Close()))
 	}
 	s.ReadSeeker, s.ReaderAt, s.close = file, file, func() { _ = file.Close() }
 	if s.size, err = io.Copy(file, io.MultiReader(start, rest)); err == nil {
@@ -231,8 +232,14 @@ func (s *spooled) toDisk(dir string, start, rest io.Reader) error {
 	if err != nil {
 		s.Close()
 	}
+	var disk *fs.PathError // of the file, since the body has no path
+	if errors.As(err, &disk) {
+		return noRoom(err)
+	}
 	return err
 }
+
+func noRoom(cause error) error { return unavailable("There is no room to receive the file.", cause) }
 
 // interpret reads the fields, and names everything that is wrong with them.
 func (u *upload) interpret(fields map[string]string, headerKey string) error {

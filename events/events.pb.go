@@ -42,9 +42,9 @@ const (
 	FailureKind_FAILURE_KIND_UNSPECIFIED FailureKind = 0
 	// The picture's or the request's: trying again gives the same.
 	FailureKind_FAILURE_KIND_INPUT FailureKind = 1
-	// The surroundings': storage away, time or attempts used up.
+	// The surroundings': the stored source is gone, damaged or out of reach for too long.
 	FailureKind_FAILURE_KIND_WORLD FailureKind = 2
-	// A fault of PixTools itself.
+	// A fault of PixTools itself: attempts that ended without a result, up to their limit.
 	FailureKind_FAILURE_KIND_INTERNAL FailureKind = 3
 )
 
@@ -438,7 +438,7 @@ type OperationFailed struct {
 	Attempt int32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// Whose failure it is.
 	Kind FailureKind `protobuf:"varint,4,opt,name=kind,proto3,enum=pixtools.events.v1.FailureKind" json:"kind,omitempty"`
-	// A stable word for programs, for instance "corrupt_image".
+	// A stable word for programs, for instance "corrupt".
 	Code string `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`
 	// A sentence for people. Never holds a secret or a file name.
 	Message       string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`

@@ -67,7 +67,7 @@ type Saga struct {
 	// partitions of the log, and of the changelog: a partition of the log has its
 	// state in the changelog's partition of that number, modulo.
 	logPartitions, changelogPartitions int32
-	log  *slog.Logger
+	log                                *slog.Logger
 
 	// mu guards partitions: the client's rebalance callback forgets partitions
 	// while the loop works. What the loop then still does with a forgotten
@@ -75,6 +75,8 @@ type Saga struct {
 	// which partitions were revoked.
 	mu         sync.Mutex
 	partitions map[int32]*memory
+	// losses counts calls of forget: what was read before one may be out of date after it.
+	losses int
 }
 
 // memory is the state of one partition's jobs.
@@ -161,6 +163,7 @@ func (s *Saga) session(ctx context.Context) error {
 func (s *Saga) forget(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.losses++
 	if lost == nil {
 		clear(s.partitions)
 	}
@@ -212,12 +215,19 @@ func (s *Saga) batch(ctx context.Context, session *kgo.GroupTransactSession, fet
 			})
 		}
 	}
+	// Before the end, since the end does not ask: it would commit the offsets without
+	// what a broker refused.
+	if err := session.Client().Flush(ctx); err != nil {
+		return fmt.Errorf("produce in the saga's transaction: %w", err)
+	}
+	if len(refused) > 0 {
+		_, err := session.End(ctx, kgo.TryAbort)
+		return errors.Join(fmt.Errorf("produce in the saga's transaction: %w", <-refused), err)
+	}
 	committed, err := session.End(ctx, kgo.TryCommit)
 	switch {
 	case err != nil:
 		return fmt.Errorf("end the saga's transaction: %w", err)
-	case len(refused) > 0:
-		return fmt.Errorf("produce in the saga's transaction: %w", <-refused)
 	case !committed:
 		// A rebalance came first. The session goes back to the committed offsets;
 		// our memory was not changed yet.
@@ -268,6 +278,7 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 	s.mu.Lock()
 	m, ok := s.partitions[partition]
+	losses := s.losses
 	s.mu.Unlock()
 	if ok {
 		return m, nil
@@ -277,8 +288,13 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	s.partitions[partition] = m
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	// Should the partition have been taken from us while we read, another saga may have
+	// gone on with it. This batch is thrown away then, and so is what we read: the
+	// partition may come back.
+	if losses == s.losses {
+		s.partitions[partition] = m
+	}
 	return m, nil
 }
 

@@ -158,6 +158,8 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 	if len(moved) == 0 {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ApplyTimeout)
+	defer cancel()
 	var changed map[string]*events.Job
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
 		if err := s.advance(ctx, tx, moved); err != nil {
@@ -199,8 +201,12 @@ func (s *session) advance(ctx context.Context, tx pgx.Tx, moved map[int32]int64)
 		return errMoved
 	}
 	// Delivered at commit, to every process that answers queries.
-	_, err = tx.Exec(ctx, "SELECT pg_notify($1, $2)", channel, encodeMoves(moved))
-	return err
+	for _, payload := range encodeMoves(moved) {
+		if _, err := tx.Exec(ctx, "SELECT pg_notify($1, $2)", channel, payload); err != nil {
+			return fmt.Errorf("tell of the projection's offsets: %w", err)
+		}
+	}
+	return nil
 }
 
 // fold gives the new states of the jobs that the batch changes.

@@ -162,14 +162,23 @@ func (r *Reader) moved(moves map[int32]int64) {
 	r.changed = make(chan struct{})
 }
 
-// encodeMoves writes partition:offset pairs. 48 partitions take at most 1.2 kB of
-// the 8 kB that a notification may hold.
-func encodeMoves(moves map[int32]int64) string {
+// movesPerNotification keeps a notification within the 8000 bytes that Postgres takes:
+// a partition and an offset are 32 bytes at most.
+const movesPerNotification = 240
+
+// encodeMoves writes partition:offset pairs.
+func encodeMoves(moves map[int32]int64) []string {
+	var payloads []string
 	var b strings.Builder
+	n := 0
 	for partition, next := range moves {
 		fmt.Fprintf(&b, "%d:%d ", partition, next)
+		if n++; n%movesPerNotification == 0 || n == len(moves) {
+			payloads = append(payloads, b.String())
+			b.Reset()
+		}
 	}
-	return b.String()
+	return payloads
 }
 
 func decodeMoves(payload string) (map[int32]int64, error) {

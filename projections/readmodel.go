@@ -35,6 +35,8 @@ type Config struct {
 	// ConnectTimeout bounds opening one connection, QueryTimeout one query.
 	ConnectTimeout time.Duration `env:"DATABASE_CONNECT_TIMEOUT" envDefault:"1s"`
 	QueryTimeout   time.Duration `env:"DATABASE_QUERY_TIMEOUT" envDefault:"2s"`
+	// ApplyTimeout bounds the projector's transaction.
+	ApplyTimeout time.Duration `env:"PROJECTOR_APPLY_TIMEOUT" envDefault:"30s"`
 	// BatchRecords is how many records at most one transaction applies.
 	BatchRecords int `env:"PROJECTOR_BATCH_RECORDS" envDefault:"2000"`
 	// CachedJobs is how many folded jobs the projector keeps in memory.
@@ -50,7 +52,7 @@ func (c Config) Validate() error {
 		faults = append(faults, fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be 2 or more connections", c.MaxConns))
 	}
 	for name, d := range map[string]time.Duration{"DATABASE_CONNECT_TIMEOUT": c.ConnectTimeout, "DATABASE_QUERY_TIMEOUT": c.QueryTimeout,
-		"PROJECTOR_RETRY_AFTER": c.RetryAfter} {
+		"PROJECTOR_APPLY_TIMEOUT": c.ApplyTimeout, "PROJECTOR_RETRY_AFTER": c.RetryAfter} {
 		if d < 10*time.Millisecond || d > time.Minute {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be from 10ms to 1m", name, d))
 		}

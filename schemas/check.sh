@@ -50,7 +50,7 @@ cmp -s "$temporary/descriptors.binpb" descriptors.binpb || fault "descriptors.bi
 eval "$(sh "$root/internal/native/env.sh")"
 (cd "$root" && go build -o build/bin/pixtools ./cmd/pixtools)
 "$root/build/bin/pixtools" openapi >"$temporary/openapi.json"
-cmp -s "$temporary/openapi.json" openapi.json || fault "openapi.json is stale; run build/bin/pixtools openapi >schemas/openapi.json"
+cmp -s "$temporary/openapi.json" openapi.json || fault "openapi.json is stale; run make generate"
 
 NODE_MODULES="$root/build/schemas/node_modules" node "$root/internal/lint/schemas.mjs" || failed=1
 exit $failed

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -28,7 +29,8 @@ const keyBytes = 32 // AES-256
 // Keyring holds tenants' keys in memory once they were used, so that a database
 // that is away stops neither submissions nor links.
 type Keyring struct {
-	pool *pgxpool.Pool
+	pool    *pgxpool.Pool
+	timeout time.Duration
 
 	mu sync.Mutex
 	// current is the key to seal with, by tenant; byID all that were seen.
@@ -41,9 +43,10 @@ type key struct {
 	aead cipher.AEAD
 }
 
-// New makes a keyring over the tables that Migrate makes.
-func New(pool *pgxpool.Pool) *Keyring {
-	return &Keyring{pool: pool, current: map[string]key{}, byID: map[string]key{}}
+// New makes a keyring over the tables that Migrate makes; timeout bounds reading or
+// making one key.
+func New(pool *pgxpool.Pool, timeout time.Duration) *Keyring {
+	return &Keyring{pool: pool, timeout: timeout, current: map[string]key{}, byID: map[string]key{}}
 }
 
 // Migrate makes the schema. Many processes may do so at once.
@@ -110,6 +113,8 @@ func (k *Keyring) sealing(ctx context.Context, tenant string) (key, error) {
 	if ok {
 		return found, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, k.timeout)
+	defer cancel()
 	var id uuid.UUID
 	var raw []byte
 	const newest = "SELECT key_id, key FROM pixtools_secrets.tenant_keys WHERE tenant = $1 ORDER BY created_at DESC, key_id LIMIT 1"
@@ -147,6 +152,8 @@ func (k *Keyring) opening(ctx context.Context, id string) (key, error) {
 	if ok {
 		return found, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, k.timeout)
+	defer cancel()
 	var raw []byte
 	err := k.pool.QueryRow(ctx, "SELECT key FROM pixtools_secrets.tenant_keys WHERE key_id = $1", id).Scan(&raw)
 	if errors.Is(err, pgx.ErrNoRows) {

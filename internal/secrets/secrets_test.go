@@ -21,7 +21,7 @@ func TestSealing(t *testing.T) {
 	require.NoError(t, secrets.Migrate(ctx, pool))
 	require.NoError(t, secrets.Migrate(ctx, pool))
 
-	ring := secrets.New(pool)
+	ring := secrets.New(pool, time.Minute)
 	sealed, err := ring.Seal(ctx, "a", "job-1", "holiday.jpg")
 	require.NoError(t, err)
 	require.NotContains(t, string(sealed.GetCiphertext()), "holiday")
@@ -29,7 +29,7 @@ func TestSealing(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, sealed.GetCiphertext(), again.GetCiphertext())
 
-	other := secrets.New(pool) // another process
+	other := secrets.New(pool, time.Minute) // another process
 	text, err := other.Open(ctx, "job-1", sealed)
 	require.NoError(t, err)
 	require.Equal(t, "holiday.jpg", text)
@@ -53,7 +53,7 @@ func TestSealing(t *testing.T) {
 	// Forgetting the tenant's keys erases what they sealed, for whoever has not used them yet.
 	_, err = pool.Exec(ctx, "DELETE FROM pixtools_secrets.tenant_keys WHERE tenant = 'a'")
 	require.NoError(t, err)
-	_, err = secrets.New(pool).Open(ctx, "job-1", again)
+	_, err = secrets.New(pool, time.Minute).Open(ctx, "job-1", again)
 	require.ErrorIs(t, err, secrets.ErrForgotten)
 	// And what is in memory goes on while the database is away.
 	pool.Close()
