@@ -38,16 +38,18 @@ def ssim(a, b):
 
 
 @torch.no_grad()
-def measure(model, pictures, sigma, with_ssim=False):
-    """Mean PSNR (and SSIM) with the result rounded to 8 bits, as users get it."""
-    device = next(model.parameters()).device
+def measure(denoiser, pictures, sigma, with_ssim=False):
+    """Mean PSNR (and SSIM) with the result rounded to 8 bits, as users get it.
+
+    denoiser takes and gives a picture as a tensor, 1 x 3 x H x W in 0..1.
+    """
     rng = np.random.default_rng((NOISE_SEED, int(sigma)))
     p, s = [], []
     for pic in pictures:
         clean = pic.astype(np.float32) / 255
         noisy = data.add_8bit_noise(clean, sigma, rng)
         clean, noisy = (torch.from_numpy(a).permute(2, 0, 1)[None] for a in (clean, noisy))
-        out = denoise(model, noisy.to(device)).cpu().mul(255).round() / 255
+        out = denoiser(noisy).mul(255).round() / 255
         p.append(psnr(out, clean))
         if with_ssim:
             s.append(ssim(out, clean))
@@ -55,9 +57,14 @@ def measure(model, pictures, sigma, with_ssim=False):
     return (float(np.mean(p)), float(np.mean(s))) if with_ssim else float(np.mean(p))
 
 
+def with_model(model):
+    device = next(model.parameters()).device
+    return lambda noisy: denoise(model, noisy.to(device)).cpu()
+
+
 def validate(model):
     model.eval()
-    result = {s: measure(model, data.load_set("validation"), s) for s in SIGMAS}
+    result = {s: measure(with_model(model), data.load_set("validation"), s) for s in SIGMAS}
     model.train()
     return result
 
@@ -81,7 +88,7 @@ def main():
         data.prepare()
         pictures = list(data.load_set("validation"))
     for s in args.sigma:
-        p, q = measure(model, pictures, s, with_ssim=True)
+        p, q = measure(with_model(model), pictures, s, with_ssim=True)
         print(f"sigma {s:g}: PSNR {p:.2f} dB, SSIM {q:.4f}, {len(pictures)} pictures", flush=True)
 
 

@@ -21,11 +21,7 @@ need_running() { running || { echo "run.sh: no training is running" >&2; exit 1;
 
 start() {
   if running; then echo "already running, pid $(<"$pidfile")"; exit 0; fi
-  [[ -x $work/venv/bin/python ]] || python3 -m venv "$work/venv"
-  if ! cmp -s "$here/requirements.txt" "$work/venv/requirements.txt"; then
-    "$work/venv/bin/pip" install -q -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$work/venv/"
-  fi
+  "$here/venv.sh" >/dev/null
   "$work/venv/bin/python" "$here/data.py"
   cd "$here"
   # nice 5: others come first; 15 starved it. Passive waiting: with the two
