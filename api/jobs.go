@@ -17,6 +17,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -118,6 +119,13 @@ func (s *Server) patience(wait string) (time.Duration, error) {
 func (s *Server) untilEnded(ctx context.Context, state *events.Job, patience time.Duration) *events.Job {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	go func() {
+		select {
+		case <-s.Stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	partition := PartitionOf(state.GetId(), s.Partitions)
 	for {
 		seen := s.Reader.Position(partition)
@@ -189,9 +197,14 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
 		job.Outcome, job.FinalizedAt = &outcome, &at
 	}
+	told := s.progress(ctx, state)
 	for _, op := range state.GetOperations() {
 		job.Operations = append(job.Operations, op.GetName())
 		result := resultOf(op)
+		// An earlier attempt's progress is none: the work began anew.
+		if p, ok := told[op.GetName()]; ok && p.Attempt == op.GetAttempt() {
+			result.Progress = p.Share()
+		}
 		if op.GetArtifact() != nil && !op.GetArtifactExpired() {
 			link, expires, err := s.Store.PresignGet(ctx, op.GetArtifact().GetKey(), downloadName(op.GetName(), name))
 			if err != nil {
@@ -202,6 +215,17 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 		job.OperationResults[op.GetName()] = result
 	}
 	return job, nil
+}
+
+// progress is how far the operations are that run, as far as Redis tells.
+func (s *Server) progress(ctx context.Context, state *events.Job) map[string]progress.State {
+	var running []string
+	for _, op := range state.GetOperations() {
+		if op.GetPhase() == events.OperationPhase_OPERATION_PHASE_RUNNING {
+			running = append(running, op.GetName())
+		}
+	}
+	return progress.Read(ctx, s.Redis, state.GetId(), running...)
 }
 
 func word(name, prefix string) string { return strings.TrimPrefix(name, prefix) }

@@ -89,7 +89,9 @@ type Parts struct {
 	LogID     [16]byte
 	// Partitions is how many the log has.
 	Partitions int
-	Log        *slog.Logger
+	// Stopping is closed when the process is to end: then nobody's patience is used up.
+	Stopping <-chan struct{}
+	Log      *slog.Logger
 }
 
 // Server answers requests.

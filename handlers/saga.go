@@ -21,6 +21,9 @@ import (
 type SagaConfig struct {
 	// BatchRecords is how many records at most one transaction takes in.
 	BatchRecords int `env:"SAGA_BATCH_RECORDS" envDefault:"2000"`
+	// CommitInterval is how long offsets of records that changed nothing may stay
+	// uncommitted; they go with the next transaction, if that comes sooner.
+	CommitInterval time.Duration `env:"SAGA_COMMIT_INTERVAL" envDefault:"1s"`
 	// Remember is how long an ended job's state is kept after its end, in event
 	// time. A second request under the same idempotency key that raced with the
 	// first must find it; later ones are answered from the read model.
@@ -39,6 +42,9 @@ func (c SagaConfig) Validate() error {
 	var faults []error
 	if c.BatchRecords < 1 || c.BatchRecords > 100_000 {
 		faults = append(faults, fmt.Errorf("SAGA_BATCH_RECORDS is %d: it must be from 1 to 100000 records", c.BatchRecords))
+	}
+	if c.CommitInterval < 10*time.Millisecond || c.CommitInterval > time.Minute {
+		faults = append(faults, fmt.Errorf("SAGA_COMMIT_INTERVAL is %s: it must be from 10ms to 1m", c.CommitInterval))
 	}
 	if c.Remember < time.Minute {
 		faults = append(faults, fmt.Errorf("SAGA_REMEMBER is %s: it must be 1m or more", c.Remember))
@@ -142,21 +148,45 @@ func (s *Saga) session(ctx context.Context) error {
 	}
 	defer session.Close()
 	defer s.forget(ctx, nil, nil)
+	// uncommitted counts the records read since the last transaction, all of which
+	// changed nothing: starts, and our own ends come round. Half of the log is such
+	// records, and a transaction costs more than all the rest of what they take.
+	uncommitted := 0
 	for {
-		fetches := session.PollRecords(ctx, s.cfg.BatchRecords)
+		fetches := s.poll(ctx, session, uncommitted > 0)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return ctx.Err()
 		}
 		fetches.EachError(func(topic string, partition int32, err error) {
-			s.log.Warn("saga cannot fetch", "topic", topic, "partition", partition, "error", err)
+			if !errors.Is(err, context.DeadlineExceeded) { // poll's own
+				s.log.Warn("saga cannot fetch", "topic", topic, "partition", partition, "error", err)
+			}
 		})
-		if fetches.NumRecords() == 0 {
-			continue
-		}
-		if err := s.batch(ctx, session, fetches); err != nil {
+		changes, err := s.decide(ctx, fetches)
+		if err != nil {
 			return err
 		}
+		uncommitted += fetches.NumRecords()
+		idle := fetches.NumRecords() == 0
+		if uncommitted == 0 || len(changes) == 0 && !idle && uncommitted < s.cfg.BatchRecords {
+			continue
+		}
+		if err := s.transact(ctx, session, changes); err != nil {
+			return err
+		}
+		uncommitted = 0
 	}
+}
+
+// poll waits for records, and no longer than CommitInterval if there is something to
+// commit.
+func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, bounded bool) kgo.Fetches {
+	if bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.cfg.CommitInterval)
+		defer cancel()
+	}
+	return session.PollRecords(ctx, s.cfg.BatchRecords)
 }
 
 // forget drops partitions that another saga may own now; nil means all.
@@ -172,8 +202,9 @@ func (s *Saga) forget(_ context.Context, _ *kgo.Client, lost map[string][]int32)
 	}
 }
 
-// batch is one transaction.
-func (s *Saga) batch(ctx context.Context, session *kgo.GroupTransactSession, fetches kgo.Fetches) error {
+// decide folds records, and gives what they change, by partition; of those that change
+// nothing, nothing.
+func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches) (map[int32]*changeSet, error) {
 	changes := map[int32]*changeSet{}
 	var broken error
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
@@ -190,11 +221,15 @@ func (s *Saga) batch(ctx context.Context, session *kgo.GroupTransactSession, fet
 			s.apply(c, r)
 		}
 		c.expire(s.cfg.Remember)
-		changes[p.Partition] = c
+		if len(c.jobs) > 0 {
+			changes[p.Partition] = c
+		}
 	})
-	if broken != nil {
-		return broken
-	}
+	return changes, broken
+}
+
+// transact writes what was decided, and the offsets of all that was read.
+func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, changes map[int32]*changeSet) error {
 	if err := session.Begin(); err != nil {
 		return fmt.Errorf("begin the saga's transaction: %w", err)
 	}
