@@ -5,7 +5,7 @@ package processors
 
 import "github.com/pixtools/pixtools/processors/engine"
 
-// Operation is a conversion that the picture engine makes.
+// Operation is something that the picture engine makes.
 type Operation struct {
 	// Name is the one in commands/operations.
 	Name string
@@ -14,9 +14,8 @@ type Operation struct {
 	Request func(source, target string, params map[string]any) engine.Request
 }
 
-// All are the engine's operations. Denoising is none of them: it runs a network of its
-// own between two conversions.
-func All() []Operation {
+// Conversions are all operations but Denoise.
+func Conversions() []Operation {
 	return []Operation{jpg, png, webp, avif}
 }
 

@@ -10,14 +10,12 @@ import (
 )
 
 // What clients can ask for and what is made here are two lists, and must agree.
-func TestEveryConversionIsMade(t *testing.T) {
+func TestEveryOperationIsMade(t *testing.T) {
 	var offered, made []string
 	for _, op := range operations.All() {
-		if op.Converts {
-			offered = append(offered, op.Name)
-		}
+		offered = append(offered, op.Name)
 	}
-	for _, op := range All() {
+	for _, op := range append(Conversions(), Denoise) {
 		made = append(made, op.Name)
 		described, ok := operations.Find(op.Name)
 		require.True(t, ok, op.Name)
@@ -44,6 +42,7 @@ func TestRequests(t *testing.T) {
 		{"avif", avif, nil, with(base("avif"), func(r *engine.Request) { r.Quality, r.Effort = 75, 3 })},
 		{"avif 100 9", avif, map[string]any{"quality": 100.0, "effort": 9.0},
 			with(base("avif"), func(r *engine.Request) { r.Quality, r.Effort = 100, 9 })},
+		{"denoise", Denoise, nil, with(base("png"), func(r *engine.Request) { r.Effort, r.Denoise = 6, true })},
 	} {
 		require.Equal(t, test.want, test.op.Request("in", "out", test.params), test.name)
 	}

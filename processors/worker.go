@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/cenkalti/backoff/v5"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -31,9 +32,10 @@ type WorkerConfig struct {
 	// MaxAttempts bounds the attempts at an operation, those of workers that died
 	// included.
 	MaxAttempts int32 `env:"PROCESS_MAX_ATTEMPTS" envDefault:"3"`
-	// Timeout bounds one attempt.
+	// Timeout bounds one conversion.
 	Timeout time.Duration `env:"PROCESS_TIMEOUT" envDefault:"5m"`
-	// GiveUpAfter bounds, from the request, how long storage that is away is waited for.
+	// GiveUpAfter bounds how long storage that is away is waited for, from the first time
+	// that it was.
 	GiveUpAfter time.Duration `env:"PROCESS_GIVE_UP_AFTER" envDefault:"1h"`
 	// KnownJobs is how many jobs' states the worker keeps in memory.
 	KnownJobs int `env:"PROCESS_KNOWN_JOBS" envDefault:"50000"`
@@ -57,6 +59,10 @@ func (c WorkerConfig) Validate() error {
 	return errors.Join(faults...)
 }
 
+// Report begins to tell how far an attempt is. What it returns is called with the parts
+// that are done, and with all; it must not block for long.
+type Report func(ctx context.Context, jobID, operation string, attempt int32) func(done, total int)
+
 // Worker takes one operation's requests from the log and answers each with an
 // outcome. It is at-least-once: artifacts and events have derived names, so a
 // repeat makes the same ones, and the first in the log counts.
@@ -68,6 +74,8 @@ type Worker struct {
 	store     *blob.Store
 	log       *slog.Logger
 	publisher *kafka.Publisher
+	// report is nil where nobody waits to hear.
+	report Report
 	// spool is a directory for files that are being worked on; name tells
 	// this process from others, for diagnosis.
 	spool, name string
@@ -76,11 +84,13 @@ type Worker struct {
 	// its partitions' goroutines (CatchUp) and the handlers all fold into it.
 	mu   sync.Mutex
 	jobs *lru.Cache[string, *events.Job]
+	// away holds since when a job's source could not be read.
+	away *lru.Cache[string, time.Time]
 }
 
 // NewWorker makes the worker of one operation.
 func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.Store, publisher *kafka.Publisher,
-	spool, name string, log *slog.Logger) (*Worker, error) {
+	report Report, spool, name string, log *slog.Logger) (*Worker, error) {
 	target, ok := operations.Find(op.Name)
 	if !ok {
 		return nil, fmt.Errorf("operation %q has a processor but is not listed in commands/operations", op.Name)
@@ -89,8 +99,12 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 	if err != nil {
 		return nil, err
 	}
+	away, err := lru.New[string, time.Time](cfg.KnownJobs)
+	if err != nil {
+		return nil, err
+	}
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		spool: spool, name: name, jobs: jobs, log: log.With("operation", op.Name)}, nil
+		report: report, spool: spool, name: name, jobs: jobs, away: away, log: log.With("operation", op.Name)}, nil
 }
 
 // Notice sees every record of the log in order, before those that the worker is to
@@ -170,58 +184,71 @@ func (w *Worker) Handle(msg *message.Message) error {
 	}
 	source, err := w.fetch(ctx, state)
 	if err != nil {
-		return w.withoutSource(ctx, request, state, err)
+		return w.withoutSource(ctx, request, err)
 	}
 	defer os.Remove(source)
-	started, err := w.start(ctx, request, state)
-	if started == nil || err != nil {
-		return err
-	}
-	return w.attempt(ctx, *started, w.fold(*started), source)
+	w.away.Remove(request.JobID)
+	return w.attempt(ctx, request, state, source)
 }
 
-// start puts an attempt into the log before it is made: if this process dies of it,
-// the next one counts it. It is nil where the attempts are used up.
-func (w *Worker) start(ctx context.Context, request events.Event, state *events.Job) (*events.Event, error) {
-	decided, err := commands.Start{Cause: request, Operation: w.operation.Name, MaxAttempts: w.cfg.MaxAttempts,
-		Worker: w.name, At: time.Now()}.Decide(state)
-	if err != nil || len(decided) == 0 {
-		return nil, err
-	}
-	if err := w.emit(ctx, decided); err != nil {
-		return nil, err
-	}
-	if _, ok := decided[0].Message.(*events.OperationStarted); !ok {
-		return nil, nil
-	}
-	return &decided[0], nil
+// errNoAttempt ends a conversion whose turn has come when nobody waits for it any more.
+var errNoAttempt = errors.New("no attempt is to be made")
+
+// begun is an attempt whose OperationStarted is on its way into the log.
+type begun struct {
+	started events.Event
+	// state is the job's, with the attempt in it.
+	state *events.Job
+	// acknowledged waits until OperationStarted is in the log.
+	acknowledged func() error
+	report       func(done, total int)
 }
 
 // attempt makes the artifact and reports what came of it.
-func (w *Worker) attempt(ctx context.Context, started events.Event, state *events.Job, source string) error {
-	ctx, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
-	defer cancel()
-	log := w.log.With("job", started.JobID, "request", started.CorrelationID,
-		"attempt", started.Message.(*events.OperationStarted).GetAttempt())
+//
+// It counts from the moment that a child is free for it, and not while it waits: a
+// process that dies takes with it one attempt at what its children did, and none at
+// what was queued. OperationStarted is appended then and its acknowledgement awaited
+// beside the work, before the outcome is told. Should the process die in between, at
+// worst one attempt is not counted.
+func (w *Worker) attempt(ctx context.Context, request events.Event, state *events.Job, source string) error {
+	var a *begun
 	target := source + ".out"
 	defer os.Remove(target)
-	result, err := w.pool.Convert(ctx, w.operation.Request(source, target, parametersOf(state, w.operation.Name)))
-	var refused *engine.InputError
-	if errors.As(err, &refused) {
-		log.Info("operation failed", "code", refused.Code, "error", refused.Message)
-		return w.fail(ctx, started, state, events.FailureKind_FAILURE_KIND_INPUT, refused.Code, refused.Message)
+	conversion := w.operation.Request(source, target, parametersOf(state, w.operation.Name))
+	conversion.Timeout = w.cfg.Timeout
+	conversion.OnTurn = func() (err error) {
+		a, err = w.begin(ctx, request)
+		return err
 	}
-	if err != nil {
+	conversion.OnProgress = func(done, total int) { a.report(done, total) }
+	result, err := w.pool.Convert(ctx, conversion)
+	if errors.Is(err, errNoAttempt) {
+		return nil
+	}
+	if a == nil {
+		return err // its turn did not come
+	}
+	log := w.log.With("job", request.JobID, "request", request.CorrelationID, "attempt", a.started.Message.(*events.OperationStarted).GetAttempt())
+	if err := errors.Join(err, a.acknowledged()); err != nil {
+		var refused *engine.InputError
+		if errors.As(err, &refused) {
+			log.Info("operation failed", "code", refused.Code, "error", refused.Message)
+			return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_INPUT, refused.Code, refused.Message)
+		}
 		log.Warn("attempt ended without a result", "error", err)
 		return err
 	}
-	artifact, err := w.keep(ctx, started.JobID, target, result)
+	artifact, err := w.keep(ctx, request.JobID, target, result)
 	if err != nil {
-		log.Warn("cannot store the artifact", "error", err)
-		return err
+		if ctx.Err() != nil {
+			return err
+		}
+		log.Error("the artifact could not be stored in time", "error", err)
+		return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_WORLD, "artifact_not_stored", "the result could not be stored in time")
 	}
-	decided, err := commands.Complete{Started: started, Artifact: artifact, CPUTime: result.CPUTime, Engine: result.Engine,
-		At: time.Now()}.Decide(state)
+	decided, err := commands.Complete{Started: a.started, Artifact: artifact, CPUTime: result.CPUTime, Engine: result.Engine,
+		ModelSHA256: result.ModelSHA256, At: time.Now()}.Decide(w.latest(a))
 	if err != nil {
 		return err
 	}
@@ -229,8 +256,51 @@ func (w *Worker) attempt(ctx context.Context, started events.Event, state *event
 	return w.emit(ctx, decided)
 }
 
-func (w *Worker) fail(ctx context.Context, started events.Event, state *events.Job, kind events.FailureKind, code, text string) error {
-	decided, err := commands.Fail{Started: started, Kind: kind, Code: code, Message: text, At: time.Now()}.Decide(state)
+// begin puts an attempt into the log. It is errNoAttempt where none is to be made, as
+// the log tells by now, or where they are used up, which it then puts into the log.
+func (w *Worker) begin(ctx context.Context, request events.Event) (*begun, error) {
+	state := w.fold(request) // with what was noticed since
+	decided, err := commands.Start{Cause: request, Operation: w.operation.Name, MaxAttempts: w.cfg.MaxAttempts,
+		Worker: w.name, At: time.Now()}.Decide(state)
+	if err != nil {
+		return nil, err
+	}
+	if len(decided) == 0 {
+		return nil, errNoAttempt
+	}
+	started, ok := decided[0].Message.(*events.OperationStarted)
+	if !ok {
+		if err := w.emit(ctx, decided); err != nil {
+			return nil, err
+		}
+		return nil, errNoAttempt
+	}
+	record, err := decided[0].Record()
+	if err != nil {
+		return nil, err
+	}
+	a := &begun{started: decided[0], state: events.Fold(state, decided[0]), acknowledged: w.publisher.Begin(ctx, record),
+		report: func(int, int) {}}
+	w.fold(a.started)
+	if w.report != nil {
+		a.report = w.report(ctx, request.JobID, w.operation.Name, started.GetAttempt())
+	}
+	return a, nil
+}
+
+// latest is the job's state as far as it is known, of which the attempt is a part: the
+// memory is bounded and may have let it go.
+func (w *Worker) latest(a *begun) *events.Job {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if state, ok := w.jobs.Get(a.started.JobID); ok {
+		return state
+	}
+	return a.state
+}
+
+func (w *Worker) fail(ctx context.Context, a *begun, kind events.FailureKind, code, text string) error {
+	decided, err := commands.Fail{Started: a.started, Kind: kind, Code: code, Message: text, At: time.Now()}.Decide(w.latest(a))
 	if err != nil {
 		return err
 	}
@@ -239,21 +309,28 @@ func (w *Worker) fail(ctx context.Context, started events.Event, state *events.J
 
 // withoutSource waits for storage that is away, up to a limit, and fails where the
 // source is gone or damaged. Waiting uses up no attempts.
-func (w *Worker) withoutSource(ctx context.Context, request events.Event, state *events.Job, cause error) error {
+func (w *Worker) withoutSource(ctx context.Context, request events.Event, cause error) error {
+	since, known, _ := w.away.PeekOrAdd(request.JobID, time.Now())
 	code, text := "source_unavailable", "the stored source could not be read in time"
 	switch {
 	case errors.Is(cause, blob.ErrNotFound):
 		code, text = "source_missing", "the stored source is gone: expired or deleted"
 	case errors.Is(cause, blob.ErrChecksum):
 		code, text = "source_damaged", "the stored source is not what was uploaded"
-	case time.Since(state.GetRequestedAt().AsTime()) < w.cfg.GiveUpAfter:
+	case !known || time.Since(since) < w.cfg.GiveUpAfter:
 		return fmt.Errorf("fetch the source of job %s: %w", request.JobID, cause)
 	}
-	started, err := w.start(ctx, request, state)
-	if started == nil || err != nil {
+	a, err := w.begin(ctx, request)
+	if errors.Is(err, errNoAttempt) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return w.fail(ctx, *started, w.fold(*started), events.FailureKind_FAILURE_KIND_WORLD, code, text)
+	if err := a.acknowledged(); err != nil {
+		return err
+	}
+	return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_WORLD, code, text)
 }
 
 // fetch copies the source into the spool.
@@ -287,10 +364,17 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 	}
 	sum := [sha256.Size]byte(hash.Sum(nil))
 	key := fmt.Sprintf("%s%s/%s/%x.%s", blob.ProcessedPrefix, jobID, w.operation.Name, sum, w.target.Extension)
-	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	if err := w.store.Put(ctx, key, file, size, sum, w.target.ContentType); err != nil {
+	// The work is done: storage that is away is waited for, not worked for again.
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		_, err := file.Seek(0, io.SeekStart)
+		if err == nil {
+			err = w.store.Put(ctx, key, file, size, sum, w.target.ContentType)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxElapsedTime(w.cfg.GiveUpAfter), backoff.WithNotify(func(err error, pause time.Duration) {
+		w.log.Warn("cannot store the artifact, trying again", "job", jobID, "after", pause.String(), "error", err)
+	}))
+	if err != nil {
 		return nil, err
 	}
 	return &events.Artifact{Key: key, Sha256: hex.EncodeToString(sum[:]), Bytes: size,

@@ -3,12 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net/url"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/caarlos0/env/v11"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/handlers"
@@ -16,6 +17,7 @@ import (
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/processors"
+	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
 	"github.com/pixtools/pixtools/projections"
 )
@@ -25,6 +27,10 @@ type config struct {
 	Host     string `env:"HOST"`
 	Port     int    `env:"PORT" envDefault:"8000"`
 	RedisURL string `env:"REDIS_URL"`
+	// InstanceID names this process among those of its role, for ever: it is part of the
+	// saga's transactional id, and two that share it end one another's transactions.
+	// Empty: the host's name.
+	InstanceID string `env:"INSTANCE_ID"`
 	// RedisTimeout bounds one call: Redis only saves work, so it is not waited for.
 	RedisTimeout time.Duration `env:"REDIS_TIMEOUT" envDefault:"300ms"`
 	// Partitions of the log are fixed for ever once it exists: 48, 12 embedded.
@@ -41,11 +47,13 @@ type config struct {
 	// PprofAddr is where profiles are served, for instance 127.0.0.1:6060; empty: nowhere.
 	PprofAddr string `env:"PPROF_ADDR"`
 	LogLevel  string `env:"LOG_LEVEL" envDefault:"warn"`
+	level     slog.Level
 
 	API       api.Config
 	Blob      blob.Config
 	Embedded  embedded.Config
 	Engine    engine.Config
+	Denoise   denoiser.Config
 	Kafka     kafka.Config
 	Read      projections.Config
 	Saga      handlers.SagaConfig
@@ -78,11 +86,22 @@ func loadConfig() (config, error) {
 	if c.Workers < 0 || c.Workers > 1024 {
 		faults = append(faults, fmt.Errorf("CONVERT_CONCURRENCY is %d: it must be from 0 to 1024", c.Workers))
 	}
+	if c.Replication < 0 || c.Replication > 100 {
+		faults = append(faults, fmt.Errorf("KAFKA_REPLICATION_FACTOR is %d: it must be from 1 to 100 replicas, or 0 for the brokers' default", c.Replication))
+	}
+	if c.RedisTimeout < time.Millisecond || c.RedisTimeout > 10*time.Second {
+		faults = append(faults, fmt.Errorf("REDIS_TIMEOUT is %s: it must be from 1ms to 10s", c.RedisTimeout))
+	}
 	if c.StopTimeout < time.Second {
 		faults = append(faults, fmt.Errorf("STOP_TIMEOUT is %s: it must be 1s or more", c.StopTimeout))
 	}
-	if _, err := url.Parse(c.RedisURL); err != nil {
-		faults = append(faults, fmt.Errorf("REDIS_URL: %w", err))
+	if c.RedisURL != "" {
+		if _, err := redis.ParseURL(c.RedisURL); err != nil {
+			faults = append(faults, fmt.Errorf("REDIS_URL: %w", err))
+		}
+	}
+	if err := c.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		faults = append(faults, fmt.Errorf("LOG_LEVEL is %q: it must be debug, info, warn or error", c.LogLevel))
 	}
 	onDisk := len(c.Kafka.Brokers) == 0
 	if c.Partitions == 0 {
@@ -97,10 +116,19 @@ func loadConfig() (config, error) {
 			c.ChangelogPartitions = 1
 		}
 	}
+	if c.InstanceID == "" {
+		c.InstanceID, _ = os.Hostname()
+	}
 	if c.API.SpoolDir == "" {
 		c.API.SpoolDir = filepath.Join(os.TempDir(), fmt.Sprintf("pixtools-%d", os.Getuid()))
 	}
-	for _, part := range []interface{ Validate() error }{c.API, c.Read, c.Saga, c.Processor, c.Embedded, c.Engine} {
+	// What is not known before the embedded parts run, or is set in code, is as good as set.
+	brokers, consumer := c.Kafka, c.Consumer
+	if onDisk {
+		brokers.Brokers = []string{"embedded"}
+	}
+	consumer.Group = "any"
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

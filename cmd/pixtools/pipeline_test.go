@@ -166,6 +166,49 @@ func TestKillDuringJobs(t *testing.T) {
 	})
 }
 
+// TestKillDuringSubmissions: kill -9 again and again while clients submit. Whoever was
+// answered has a job that ends; whoever was not sends the same again, under its key.
+func TestKillDuringSubmissions(t *testing.T) {
+	p := run(t, embeddedEnv(t))
+	content := pngOf(t, picture(64, 64))
+	const jobs, clients, killEvery = 200, 8, 50
+	ctx := within(t)
+	ids, failures := make(chan string, jobs), make(chan error, clients)
+	for client := range clients {
+		go func() {
+			for i := range jobs / clients {
+				id, err := p.insist(ctx, file("a.png", "image/png", content), field("operations", `["webp","avif"]`),
+					field("idempotency_key", fmt.Sprintf("%d of %d", i, client)))
+				if err != nil {
+					failures <- err
+					return
+				}
+				ids <- id
+			}
+		}()
+	}
+	accepted := map[string]bool{}
+	for len(accepted) < jobs {
+		select {
+		case id := <-ids:
+			require.False(t, accepted[id], "job %s was given to two submissions", id)
+			accepted[id] = true
+		case err := <-failures:
+			require.NoError(t, err)
+		}
+		if len(accepted)%killEvery == 0 {
+			p.kill()
+			p.start()
+			p.healthy()
+		}
+	}
+	for id := range accepted {
+		job := p.ended(id)
+		require.Equal(t, "COMPLETED", job.Status, "job %s: %v", id, job.ErrorMessage)
+		require.Len(t, job.ResultURLs, 2)
+	}
+}
+
 // TestStopsWithEveryChild: Ctrl-C, and nothing of it is left.
 func TestStopsWithEveryChild(t *testing.T) {
 	p := run(t, embeddedEnv(t))

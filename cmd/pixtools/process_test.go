@@ -255,6 +255,29 @@ func (p *program) submit(parts ...part) string {
 	return accepted.JobID
 }
 
+// insist posts until it is answered 202, or ctx ends, and returns the job's id. Answers
+// that say to try again, and none at all, are no errors.
+func (p *program) insist(ctx context.Context, parts ...part) (string, error) {
+	for {
+		response, body, err := p.post(nil, parts...)
+		switch {
+		case err == nil && response.StatusCode == http.StatusAccepted:
+			var accepted api.Accepted
+			err = json.Unmarshal(body, &accepted)
+			return accepted.JobID, err
+		case err == nil && response.Header.Get("Retry-After") == "":
+			return "", fmt.Errorf("%s: %s", response.Status, body)
+		case err == nil:
+			err = errors.New(response.Status)
+		}
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(20 * time.Millisecond): // between two looks at a condition with a deadline
+		}
+	}
+}
+
 func (p *program) job(id string) (api.Job, error) {
 	var job api.Job
 	response, err := http.Get(p.base + "/api/jobs/" + id + "?wait=1")

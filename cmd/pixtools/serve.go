@@ -31,13 +31,26 @@ import (
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
+	"github.com/pixtools/pixtools/models"
 	"github.com/pixtools/pixtools/processors"
+	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
 	"github.com/pixtools/pixtools/projections"
 )
 
-var allRoles = []string{"api", "convert", "saga", "projector"}
+// needed says which parts a role works with: it starts without the others, which may be
+// away. Redis is nowhere: it saves work and is never waited for.
+var needed = map[string][]string{
+	"api":       {"kafka", "database", "s3"},
+	"convert":   {"kafka", "s3"},
+	"ml":        {"kafka", "s3"},
+	"saga":      {"kafka"},
+	"projector": {"kafka", "database"},
+}
+
+var allRoles = []string{"api", "convert", "ml", "saga", "projector"}
 
 func serveCommand() *cobra.Command {
 	var roles []string
@@ -55,11 +68,7 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var level slog.Level
-			if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-				return fmt.Errorf("configuration:\nLOG_LEVEL is %q: it must be debug, info, warn or error", cfg.LogLevel)
-			}
-			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
 			slog.SetDefault(log)
 			return serve(cmd.Context(), cfg, roles, log)
 		},
@@ -95,9 +104,17 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		}
 		defer listener.Close()
 	}
-	if err := os.MkdirAll(cfg.API.SpoolDir, 0o700); err != nil {
+	if slices.Contains(roles, "ml") {
+		if err := checkModel(cfg.Denoise); err != nil {
+			return fmt.Errorf("configuration:\n%w", err)
+		}
+	}
+	spool, err := openSpool(cfg.API.SpoolDir)
+	if err != nil {
 		return fmt.Errorf("SPOOL_DIR: %w", err)
 	}
+	defer spool.close()
+	cfg.API.SpoolDir = spool.dir
 	needs := cfg.needs()
 	parts, err := embedded.Start(ctx, cfg.Embedded, needs, log)
 	if err != nil {
@@ -111,7 +128,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		}
 	}()
 	cfg.use(parts)
-	s, err := connect(ctx, cfg, log)
+	s, err := connect(ctx, cfg, roles, log)
 	if err != nil {
 		return err
 	}
@@ -131,7 +148,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		}
 	})
 	for role, start := range map[string]func(context.Context, *errgroup.Group) error{
-		"convert": s.convert, "saga": s.saga, "projector": s.projector,
+		"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector,
 		"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener) },
 	} {
 		if slices.Contains(roles, role) {
@@ -183,8 +200,8 @@ func listen(cfg config) (net.Listener, error) {
 	return listener, nil
 }
 
-// connect reaches the parts, and waits for those that are not there yet.
-func connect(ctx context.Context, cfg config, log *slog.Logger) (*services, error) {
+// connect reaches the parts, and waits for those that the roles need.
+func connect(ctx context.Context, cfg config, roles []string, log *slog.Logger) (*services, error) {
 	s := &services{cfg: cfg, log: log}
 	var err error
 	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
@@ -205,6 +222,9 @@ func connect(ctx context.Context, cfg config, log *slog.Logger) (*services, erro
 	options.PoolTimeout, options.MaxRetries, options.ContextTimeoutEnabled = cfg.RedisTimeout, -1, true
 	s.redis = redis.NewClient(options)
 	for name, prepare := range map[string]func(context.Context) error{"kafka": s.prepareLog, "database": s.prepareDatabase, "s3": s.prepareStore} {
+		if !slices.ContainsFunc(roles, func(role string) bool { return slices.Contains(needed[role], name) }) {
+			continue
+		}
 		if err := persist(ctx, log, name, prepare); err != nil {
 			s.close()
 			return nil, err
@@ -276,29 +296,56 @@ func (s *services) close() {
 	_ = s.redis.Close()
 }
 
-// convert runs a consumer group per operation over the picture engine.
+// checkModel refuses at start what every child would refuse at work.
+func checkModel(cfg denoiser.Config) error {
+	model, err := models.Load(cfg.Model)
+	if err != nil {
+		return fmt.Errorf("DENOISE_MODEL: %w", err)
+	}
+	return cfg.Suits(model)
+}
+
+// convert runs what is quick, one picture a core.
 func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
+	children := s.cfg.Workers
+	if children == 0 {
+		children = runtime.NumCPU()
+	}
+	return s.process(ctx, group, processors.Conversions(), s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, children, nil)
+}
+
+// ml runs what takes all cores for a while, apart from the rest.
+func (s *services) ml(ctx context.Context, group *errgroup.Group) error {
+	consumer, worker, pool, children := s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, s.cfg.Denoise.Concurrency
+	// Jobs wait in the subscriber, not in the pool: there their attempts would have begun,
+	// and be over before their turn.
+	consumer.MaxInFlight = children
+	worker.Timeout = s.cfg.Denoise.Timeout
+	pool.Denoise = &s.cfg.Denoise
+	report := func(ctx context.Context, jobID, operation string, attempt int32) func(done, total int) {
+		return progress.Reporter(ctx, s.redis, jobID, operation, attempt)
+	}
+	return s.process(ctx, group, []processors.Operation{processors.Denoise}, consumer, worker, pool, children, report)
+}
+
+// process runs a consumer group for each operation, over children of the picture engine.
+func (s *services) process(ctx context.Context, group *errgroup.Group, ops []processors.Operation, consumer kafka.SubscriberConfig,
+	cfg processors.WorkerConfig, children engine.Config, most int, report processors.Report) error {
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.cfg.StopTimeout}, watermill.NewSlogLogger(s.log))
 	if err != nil {
 		return err
 	}
 	router.AddMiddleware(middleware.Recoverer)
-	workers := s.cfg.Workers
-	if workers == 0 {
-		workers = runtime.NumCPU()
-	}
-	host, _ := os.Hostname()
 	var pools []*engine.Pool
-	for _, op := range processors.All() {
+	for _, op := range ops {
 		// A pool for each: a queue of slow ones must not hold up another operation.
-		pool := engine.New(s.cfg.Engine, workers, s.log)
+		pool := engine.New(children, most, s.log)
 		pools = append(pools, pool)
-		worker, err := processors.NewWorker(s.cfg.Processor, op, pool, s.store, s.publisher, s.cfg.API.SpoolDir,
-			fmt.Sprintf("%s/%d", host, os.Getpid()), s.log)
+		worker, err := processors.NewWorker(cfg, op, pool, s.store, s.publisher, report, s.cfg.API.SpoolDir,
+			fmt.Sprintf("%s/%d", s.cfg.InstanceID, os.Getpid()), s.log)
 		if err != nil {
 			return err
 		}
-		consumer := s.cfg.Consumer
 		consumer.Group = events.OperationGroup + op.Name
 		consumer.Filter, consumer.CatchUp = worker.Notice, worker.CatchUp
 		subscriber, err := kafka.NewSubscriber(s.cfg.Kafka, consumer, s.log)
@@ -313,7 +360,13 @@ func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
 				pool.Close()
 			}
 		}()
-		return router.Run(ctx)
+		// Not ctx: its end would end the handlers' contexts, and with them every conversion.
+		// Closing lets them finish first.
+		return router.Run(context.WithoutCancel(ctx))
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		return router.Close()
 	})
 	return nil
 }
@@ -324,8 +377,7 @@ func (s *services) brokers() []kgo.Opt {
 }
 
 func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
-	host, _ := os.Hostname()
-	id := events.SagaGroup + "." + host
+	id := events.SagaGroup + "." + s.cfg.InstanceID
 	if s.transient {
 		id = events.SagaGroup + "." + uuid.NewString()
 	}
@@ -344,7 +396,7 @@ func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
 func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.Listener) error {
 	reader := projections.NewReader(s.cfg.Read, s.db, s.logID, s.log)
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: s.publisher, Kafka: s.kafka, Redis: s.redis,
-		Reader: reader, Keys: secrets.New(s.db), LogID: s.logID, Partitions: int(s.cfg.Partitions), Log: s.log.With("role", "api")})
+		Reader: reader, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions), Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
 	}

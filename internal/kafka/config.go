@@ -40,7 +40,7 @@ type SubscriberConfig struct {
 	RebalanceTimeout time.Duration `env:"KAFKA_CONSUMER_REBALANCE_TIMEOUT" envDefault:"30s"`
 	// DrainTimeout: how long handlers may still finish when a partition is revoked or the subscriber closes.
 	DrainTimeout   time.Duration `env:"KAFKA_CONSUMER_DRAIN_TIMEOUT" envDefault:"10s"`
-	CommitInterval time.Duration `env:"KAFKA_CONSUMER_COMMIT_INTERVAL" envDefault:"1s"`
+	CommitInterval time.Duration `env:"KAFKA_CONSUMER_COMMIT_INTERVAL" envDefault:"5s"`
 
 	// Messages that handlers hold at once: of one partition, and of the whole subscription.
 	WorkersPerPartition int `env:"KAFKA_CONSUMER_WORKERS_PER_PARTITION" envDefault:"8"`

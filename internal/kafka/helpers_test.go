@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ const deadline = time.Minute
 // eachBroker runs a test on Apache Kafka and on the broker of embedded mode, which
 // must not differ.
 func eachBroker(t *testing.T, test func(t *testing.T, brokers []string)) {
+	t.Parallel()
 	t.Run("apache", func(t *testing.T) {
 		t.Parallel()
 		test(t, testenv.Kafka(t))
@@ -74,7 +76,8 @@ func newTopic(t *testing.T, brokers []string, partitions int32) string {
 // testSubscriberConfig has short times, and a group of its own.
 func testSubscriberConfig() SubscriberConfig {
 	c := DefaultSubscriberConfig("group-" + uuid.NewString())
-	c.SessionTimeout, c.HeartbeatInterval = 3*time.Second, 300*time.Millisecond
+	// Nobody dies here without leaving its group, so a session may outlast a busy machine.
+	c.SessionTimeout, c.HeartbeatInterval = 20*time.Second, 200*time.Millisecond
 	c.DrainTimeout, c.RebalanceTimeout = 2*time.Second, 10*time.Second
 	c.CommitInterval = 100 * time.Millisecond
 	c.RedeliveryMin, c.RedeliveryMax = time.Millisecond, 20*time.Millisecond
@@ -95,19 +98,24 @@ func subscribe(t *testing.T, brokers []string, cfg SubscriberConfig, topic strin
 	return messages, s
 }
 
-// keyed makes records whose values count from 0 per key, going round the keys.
-func keyed(topic string, keys, each int) []*kgo.Record {
+// keyed makes records whose values count from 0 per key, going round the keys, and the
+// keys round the partitions.
+func keyed(topic string, partitions, keys, each int) []*kgo.Record {
 	var records []*kgo.Record
 	for i := range each {
 		for k := range keys {
-			records = append(records, &kgo.Record{Topic: topic, Key: fmt.Appendf(nil, "key-%d", k), Value: strconv.AppendInt(nil, int64(i), 10)})
+			records = append(records, &kgo.Record{Topic: topic, Partition: int32(k % partitions),
+				Key: fmt.Appendf(nil, "key-%d", k), Value: strconv.AppendInt(nil, int64(i), 10)})
 		}
 	}
 	return records
 }
 
+// produce writes records to the partitions they name.
 func produce(t *testing.T, brokers []string, records ...*kgo.Record) {
-	require.NoError(t, newClient(t, brokers).ProduceSync(within1(t), records...).FirstErr())
+	t.Helper()
+	client := newClient(t, brokers, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	require.NoError(t, client.ProduceSync(within1(t), records...).FirstErr())
 }
 
 func receive(t *testing.T, messages <-chan *message.Message) *message.Message {
@@ -122,17 +130,53 @@ func receive(t *testing.T, messages <-chan *message.Message) *message.Message {
 	}
 }
 
+// awaitCancelled waits until the handler is told to end.
+func awaitCancelled(t *testing.T, msg *message.Message) {
+	t.Helper()
+	select {
+	case <-msg.Context().Done():
+	case <-time.After(deadline):
+		t.Fatal("the handler was not told")
+	}
+}
+
 func value(msg *message.Message) string { return msg.Metadata[MetadataKey] + "/" + string(msg.Payload) }
+
+func record(t *testing.T, msg *message.Message) *kgo.Record {
+	t.Helper()
+	r, ok := RecordFrom(msg.Context())
+	require.True(t, ok)
+	return r
+}
 
 // committed is where the group would resume; -1: nothing committed.
 func committed(t *testing.T, brokers []string, group, topic string, partition int32) int64 {
-	offsets, err := kadm.NewClient(newClient(t, brokers)).FetchOffsets(within1(t), group)
+	t.Helper()
+	client, err := NewClient(DefaultConfig(brokers...), logger())
+	require.NoError(t, err)
+	defer client.Close()
+	offsets, err := kadm.NewClient(client).FetchOffsets(within1(t), group)
 	require.NoError(t, err)
 	offset, ok := offsets.Lookup(topic, partition)
 	if !ok {
 		return -1
 	}
 	return offset.At
+}
+
+func awaitCommitted(t *testing.T, brokers []string, group, topic string, partition int32, want int64) {
+	t.Helper()
+	eventually(t, func() bool { return committed(t, brokers, group, topic, partition) == want },
+		"partition %d is not committed up to %d", partition, want)
+}
+
+// clientHook catches the client of a subscription, to see and to disturb what it does.
+type clientHook struct{ client atomic.Pointer[kgo.Client] }
+
+func (h *clientHook) OnNewClient(client *kgo.Client) { h.client.Store(client) }
+
+func (h *clientHook) paused() bool {
+	return len(h.client.Load().PauseFetchPartitions(nil)) > 0
 }
 
 func eventually(t *testing.T, condition func() bool, what string, args ...any) {

@@ -360,6 +360,12 @@ func (p *partition) seal() {
 	p.cancel()
 }
 
+func (p *partition) isStarted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.started
+}
+
 func (p *partition) isSealed() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -64,23 +64,32 @@ func (p *Publisher) PublishContext(ctx context.Context, topic string, msgs ...*m
 // delivery timeout, so nothing appears out of a dead request's past when a broker
 // comes back.
 func (p *Publisher) Append(ctx context.Context, records ...*kgo.Record) error {
-	p.closing.RLock()
-	defer p.closing.RUnlock()
-	if p.closed {
-		return ErrClosed
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if len(records) == 0 {
-		return nil
-	}
-	return p.await(ctx, records)
+	return p.Begin(ctx, records...)()
 }
 
-// await gives the records a context apart from the caller's: one caller going away
+// Begin is Append in two steps: it hands the records over and returns, and what it
+// returns waits, and must be called. What is appended in between to the same partition
+// comes after them.
+func (p *Publisher) Begin(ctx context.Context, records ...*kgo.Record) func() error {
+	p.closing.RLock()
+	err := ctx.Err()
+	if p.closed {
+		err = ErrClosed
+	}
+	if err != nil || len(records) == 0 {
+		p.closing.RUnlock()
+		return func() error { return err }
+	}
+	wait := p.send(ctx, records)
+	return func() error {
+		defer p.closing.RUnlock()
+		return wait()
+	}
+}
+
+// send gives the records a context apart from the caller's: one caller going away
 // would otherwise cancel the request that carries other callers' records too.
-func (p *Publisher) await(ctx context.Context, records []*kgo.Record) error {
+func (p *Publisher) send(ctx context.Context, records []*kgo.Record) (wait func() error) {
 	limit, release := context.WithTimeout(context.WithoutCancel(ctx), p.timeout)
 	var (
 		left sync.WaitGroup
@@ -104,20 +113,22 @@ func (p *Publisher) await(ctx context.Context, records []*kgo.Record) error {
 		close(done)
 		release()
 	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	case <-limit.Done(): // the limit, or release, which follows done
+	return func() error {
+		select {
+		case <-done:
+		case <-ctx.Done():
+		case <-limit.Done(): // the limit, or release, which follows done
+		}
+		select {
+		case <-done: // also when more than one was ready
+			return p.verdict(errs)
+		default:
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("%w: %w", ErrNotAcknowledged, err)
+		}
+		return fmt.Errorf("%w: %v passed", ErrNotAcknowledged, p.timeout)
 	}
-	select {
-	case <-done: // also when more than one was ready
-		return p.verdict(errs)
-	default:
-	}
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotAcknowledged, err)
-	}
-	return fmt.Errorf("%w: %v passed", ErrNotAcknowledged, p.timeout)
 }
 
 func (p *Publisher) verdict(errs []error) error {

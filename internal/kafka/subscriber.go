@@ -152,8 +152,11 @@ func (s *subscription) take(fetches kgo.Fetches) {
 		s.log.Error("reading failed, trying again", "partition", partition, "err", err)
 	})
 	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
-		if len(f.Records) > 0 {
-			s.of(f.Partition, f.Records).add(f.Records)
+		if len(f.Records) == 0 {
+			return
+		}
+		if p := s.of(f.Partition, f.Records); p.isStarted() || !s.rewind(f.Partition, f.Records[0].Offset) {
+			p.add(f.Records)
 		}
 	})
 }
@@ -176,6 +179,26 @@ func (s *subscription) of(number int32, records []*kgo.Record) *partition {
 		p = s.begin(number)
 	}
 	return p
+}
+
+// rewind takes the group's position back to the first record of a life, if the log was
+// cut back below it. Marks only move forward: kgo would ignore those of all records up
+// to the old position, and whoever starts there would never see what is open of them.
+// The records are dropped then; they come again, and are looked at again, as a commit
+// that was under way may have restored the old position.
+func (s *subscription) rewind(number int32, first int64) bool {
+	position := max(s.client.CommittedOffsets()[s.topic][number].Offset, s.client.MarkedOffsets()[s.topic][number].Offset)
+	if position <= first {
+		return false
+	}
+	s.log.Error("the group's position is past records that were just read: it goes back",
+		"partition", number, "position", position, "offset", first)
+	back := map[string]map[int32]kgo.EpochOffset{s.topic: {number: {Epoch: -1, Offset: first}}}
+	s.client.SetOffsets(back)
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	s.client.CommitOffsetsSync(ctx, back, s.committed)
+	return true
 }
 
 // begin and forget keep the book of partitions. s.mu is held.

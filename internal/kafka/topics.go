@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // ErrPartitionCount says that a topic exists with another number of partitions. That
@@ -43,16 +44,25 @@ func EnsureTopic(ctx context.Context, client *kgo.Client, name string, partition
 // again under its old name has another one, so it identifies the log.
 func TopicID(ctx context.Context, client *kgo.Client, name string) ([16]byte, error) {
 	topic, err := describe(ctx, client, name)
-	return topic.ID, err
+	return topic.TopicID, err
 }
 
-func describe(ctx context.Context, client *kgo.Client, name string) (kadm.TopicDetail, error) {
-	topics, err := kadm.NewClient(client).ListTopics(ctx, name)
+// describe asks a broker each time. The client's own view, which kadm would take, may be
+// some seconds old, and then say that a new topic does not exist or that a deleted one does.
+func describe(ctx context.Context, client *kgo.Client, name string) (kmsg.MetadataResponseTopic, error) {
+	request := kmsg.NewPtrMetadataRequest()
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = &name
+	request.Topics = append(request.Topics, topic)
+	response, err := request.RequestWith(ctx, client)
+	if err == nil && len(response.Topics) != 1 {
+		err = fmt.Errorf("the answer is about %d topics", len(response.Topics))
+	}
 	if err == nil {
-		err = topics[name].Err
+		err = kerr.ErrorForCode(response.Topics[0].ErrorCode)
 	}
 	if err != nil {
-		return kadm.TopicDetail{}, fmt.Errorf("describe topic %s: %w", name, err)
+		return kmsg.MetadataResponseTopic{}, fmt.Errorf("describe topic %s: %w", name, err)
 	}
-	return topics[name], nil
+	return response.Topics[0], nil
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Puts the prebuilt files of package-lock.json where the build looks for them:
 #
-#   build/bin/lib/                 libvips, beside the binary (its rpath is $ORIGIN/lib)
+#   build/bin/lib/                 libvips and ONNX Runtime, beside the binary (its rpath is $ORIGIN/lib)
 #   build/native/include/          libvips' and glib's headers
 #   build/native/lib/              what govips links to and that libvips lacks
 #   build/npm/node_modules/.bin/   buf
@@ -17,7 +17,8 @@ here=$root/internal/native
 build=$root/build
 stamp=$build/native/installed-lock.json
 
-if cmp -s "$here/package-lock.json" "$stamp" && [ -f "$root/web/vendor/scalar.js" ] && [ -f "$build/native/lib/libabsent.a" ]; then
+if cmp -s "$here/package-lock.json" "$stamp" && [ -f "$root/web/vendor/scalar.js" ] && [ -f "$build/native/lib/libabsent.a" ] &&
+	ls "$build"/bin/lib/libonnxruntime.* >/dev/null 2>&1; then
 	exit 0
 fi
 
@@ -29,9 +30,9 @@ for tool in node npm; do
 done
 
 case $(uname -s)-$(uname -m) in
-	Linux-x86_64) platform=linux-x64 ;;
-	Linux-aarch64) platform=linux-arm64 ;;
-	Darwin-arm64) platform=darwin-arm64 ;;
+	Linux-x86_64) platform=linux-x64 onnxruntime=linux/x64/libonnxruntime.so.1 ;;
+	Linux-aarch64) platform=linux-arm64 onnxruntime=linux/arm64/libonnxruntime.so.1 ;;
+	Darwin-arm64) platform=darwin-arm64 onnxruntime=darwin/arm64/libonnxruntime.1.dylib ;;
 	*)
 		echo "internal/native/install.sh: no prebuilt libvips for $(uname -s) on $(uname -m);" \
 			"there is one for Linux (glibc) on x86_64 and aarch64 and for macOS on arm64" >&2
@@ -56,16 +57,35 @@ rm -rf "$build/native/include"
 cp -R "$packages/@img/sharp-libvips-dev/include" "$build/native/include"
 cp "$library/lib/glib-2.0/include/glibconfig.h" "$build/native/include/"
 
+# place moves a new file into build/bin/lib: a process that has the old one mapped keeps
+# it, and a build that runs meanwhile always finds one.
+place() {
+	cp "$1" "$build/bin/lib/.$(basename "$1")" && mv "$build/bin/lib/.$(basename "$1")" "$build/bin/lib/$(basename "$1")"
+}
+
 # The linker looks for libvips-cpp.so (or .dylib); what it then writes into the binary
 # is the name with the version, so an old binary never runs with a new library.
-rm -f "$build"/bin/lib/libvips-cpp.*
 for file in "$library"/lib/libvips-cpp.*; do
-	name=$(basename "$file")
-	# A new file, moved into place: a process that has the old one mapped keeps it.
-	cp "$file" "$build/bin/lib/.$name" && mv "$build/bin/lib/.$name" "$build/bin/lib/$name"
-	case $name in
-		*.dylib) ln -sf "$name" "$build/bin/lib/libvips-cpp.dylib" ;;
-		*) ln -sf "$name" "$build/bin/lib/libvips-cpp.so" ;;
+	place "$file"
+	vips=$(basename "$file")
+done
+case $vips in
+	*.dylib) link=libvips-cpp.dylib ;;
+	*) link=libvips-cpp.so ;;
+esac
+ln -sf "$vips" "$build/bin/lib/$link"
+
+# The package brings every platform's library, 290 MB of them. The program opens the one
+# by its name when it first needs it.
+onnxruntime=$packages/onnxruntime-node/bin/napi-v6/$onnxruntime
+place "$onnxruntime"
+rm -rf "$packages/onnxruntime-node/bin"
+
+# What another version left behind.
+for file in "$build"/bin/lib/*; do
+	case $(basename "$file") in
+		"$vips" | "$link" | "$(basename "$onnxruntime")") ;;
+		libvips-cpp.* | libonnxruntime.*) rm -f "$file" ;;
 	esac
 done
 

@@ -2,7 +2,8 @@
 # Writes package-lock.json anew after a version in package.json was changed.
 #
 # Of Scalar one file is wanted, its standalone browser script, which has everything
-# built in. Its package lists some 270 others for people who bundle it themselves;
+# built in, and of onnxruntime-node one library. Scalar's package lists some 270 others
+# for people who bundle it themselves, onnxruntime-node's those of its own installer;
 # they are struck from the lock, so that `npm ci` fetches one archive and checks one
 # checksum in their place.
 set -eu
@@ -21,7 +22,7 @@ for (const path of Object.keys(lock.packages)) {
   if (!keep(path)) { delete lock.packages[path]; continue }
   const entry = lock.packages[path]
   delete entry.funding
-  if (path === 'node_modules/@scalar/api-reference') {
+  if (path === 'node_modules/@scalar/api-reference' || path === 'node_modules/onnxruntime-node') {
     delete entry.dependencies
     delete entry.engines
   }

@@ -38,6 +38,7 @@ LEAVES_PICTURES, LEAVES_SIDE, LEAVES, LEAVES_SEED = 32, 512, 12_000, 7
 SIGMA_MAX = 55.0
 SHARE_CLEAN = 0.05  # patches with no noise at all: clean in must be clean out
 SHARE_REAL = 0.15  # patches with camera-like noise, half of them through JPEG
+SHARE_GREY = 0.12  # patches without colour, whose noise is the same in all channels
 
 Image.MAX_IMAGE_PIXELS = None
 
@@ -176,8 +177,8 @@ class Sampler:
     def batch(self, step, count, side):
         """Noisy and clean patches, count x side x side x 3, in 0..1."""
         rng = np.random.default_rng((self.seed, step))
-        clean = np.stack([_recolour(self._patch(rng, side), rng) for _ in range(count)])
-        return np.stack([_spoil(c, rng) for c in clean]), clean
+        pairs = [_pair(_recolour(self._patch(rng, side), rng), rng) for _ in range(count)]
+        return np.stack([noisy for noisy, _ in pairs]), np.stack([clean for _, clean in pairs])
 
     def _patch(self, rng, side):
         pic = self.pictures[rng.choice(len(self.pictures), p=self.chance)]
@@ -209,6 +210,19 @@ def _recolour(clean, rng):
         gain = rng.uniform(0.7, 1.25) * rng.uniform(0.9, 1.1, 3)
         clean = _to_8bit(clean ** np.float32(gamma) * gain.astype(np.float32))
     return clean
+
+
+def _pair(clean, rng):
+    """A patch with noise, and the same without.
+
+    A grey picture comes to the network three times over. A network that has only seen
+    colour takes noise that is alike in all channels for a part of the picture.
+    """
+    if rng.random() < SHARE_GREY:
+        grey = _to_8bit(clean.mean(-1, keepdims=True))
+        noisy = add_8bit_noise(grey, rng.uniform(0, SIGMA_MAX), rng)
+        return np.repeat(noisy, 3, -1).astype(np.float32), np.repeat(grey, 3, -1).astype(np.float32)
+    return _spoil(clean, rng), clean
 
 
 def _spoil(clean, rng):

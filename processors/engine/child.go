@@ -8,8 +8,11 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 	"time"
+
+	"github.com/pixtools/pixtools/processors/denoiser"
 )
 
 // childVariable marks a child, and carries its settings.
@@ -23,15 +26,22 @@ const repliesFD = 3
 type settings struct {
 	Threads     int
 	MemoryBytes int64
+	// Denoise is nil in a child that only converts.
+	Denoise *denoiser.Config `json:",omitempty"`
 }
 
-// reply answers one Request.
+// reply is a frame from the child. Any number of them with Progress come before the one
+// that answers the request.
 type reply struct {
+	Progress *progress `json:",omitempty"`
+
 	Result Result
 	Input  *InputError `json:",omitempty"`
 	// Failure is any other error.
 	Failure string `json:",omitempty"`
 }
+
+type progress struct{ Done, Total int }
 
 // ChildMain turns this process into an engine's child if it was started as one, and
 // then never returns. Otherwise it does nothing. A program that makes a Pool calls it
@@ -61,8 +71,12 @@ func serve(text string) error {
 	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		return fmt.Errorf("%s is for the engine's own use: %w", childVariable, err)
 	}
-	confine(s.MemoryBytes)
+	confine(s)
 	startLibvips(s.Threads)
+	network, err := openNetwork(s.Denoise)
+	if err != nil {
+		return err
+	}
 	replies := os.NewFile(repliesFD, "replies")
 	for {
 		var req Request
@@ -73,15 +87,20 @@ func serve(text string) error {
 		if err != nil {
 			return fmt.Errorf("reading a request: %w", err)
 		}
-		if err := writeFrame(replies, answer(req)); err != nil {
+		// If it cannot be written, neither can the answer.
+		tell := func(done, total int) { _ = writeFrame(replies, reply{Progress: &progress{done, total}}) }
+		if err := writeFrame(replies, answer(req, network, tell)); err != nil {
 			return fmt.Errorf("writing a reply: %w", err)
+		}
+		if req.Denoise {
+			debug.FreeOSMemory() // the picture's, before the next picture's is added to it
 		}
 	}
 }
 
-func answer(req Request) reply {
+func answer(req Request, network *denoiser.Network, tell func(done, total int)) reply {
 	before := cpuTime()
-	result, err := convert(req)
+	result, err := convert(req, network, tell)
 	result.CPUTime = cpuTime() - before
 	if err == nil {
 		return reply{Result: result}

@@ -14,11 +14,15 @@ const rlimitData = 2
 const outOfMemoryScore = "500"
 
 // confine bounds this process. A limit that the system refuses is left as it is: the
-// parent's limits are then stricter.
-func confine(memoryBytes int64) {
+// parent's limits are then stricter. A priority is a thread's own and passes to those it
+// starts; here it is the thread that will start libvips' and the network's.
+func confine(s settings) {
 	limit := func(what int, value uint64) { _ = syscall.Setrlimit(what, &syscall.Rlimit{Cur: value, Max: value}) }
-	limit(rlimitData, uint64(memoryBytes))
+	limit(rlimitData, uint64(s.MemoryBytes))
 	limit(syscall.RLIMIT_CORE, 0) // a core dump would hold somebody's picture
+	if s.Denoise != nil {
+		_ = syscall.Setpriority(syscall.PRIO_PROCESS, 0, s.Denoise.Nice)
+	}
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(outOfMemoryScore), 0)
 }
 

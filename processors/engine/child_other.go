@@ -9,7 +9,7 @@ import (
 
 // confine does nothing here: macOS, where PixTools is developed and not run for others,
 // has no limit on memory that holds.
-func confine(int64) {}
+func confine(settings) {}
 
 func childAttributes() *syscall.SysProcAttr { return nil }
 

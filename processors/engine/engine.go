@@ -7,9 +7,14 @@
 // on memory. Killing a child is how a conversion is stopped: libvips cannot be
 // interrupted from outside, and a killed process always gives everything back.
 //
+// A pool whose Config.Denoise is set has children of another kind: they give way to the
+// others (nice), load a network before they serve, denoise where a request asks for it,
+// and tell how far they are. One that falls silent is killed.
+//
 // Reading guide: pool.go hands requests to children, process.go is the parent's end of
-// one child, child.go the child's own main loop, libvips.go the pictures (through govips),
-// frame.go the bytes on the pipes.
+// one child, child.go the child's own main loop, frame.go the bytes on the pipes,
+// libvips.go the pictures (through govips), denoise.go the way from libvips to the network
+// and savepng.go the way back; the network itself is in package denoiser.
 package engine
 
 import (
@@ -18,6 +23,7 @@ import (
 	"time"
 
 	"github.com/pixtools/pixtools/internal/sniff"
+	"github.com/pixtools/pixtools/processors/denoiser"
 )
 
 // Config bounds the children.
@@ -34,6 +40,9 @@ type Config struct {
 	RecycleAfter int `env:"ENGINE_RECYCLE_AFTER" envDefault:"500"`
 	// Limits hold for requests that bring none of their own.
 	Limits sniff.Limits
+	// Denoise, where it is set, makes children that can denoise. It comes from variables of
+	// its own; Concurrency and Timeout in it are for those who use the pool.
+	Denoise *denoiser.Config
 }
 
 // Bounds of the settings.
@@ -55,6 +64,9 @@ func (c Config) Validate() error {
 	if c.RecycleAfter < 1 || c.RecycleAfter > maxRecycleAfter {
 		faults = append(faults, fmt.Errorf("ENGINE_RECYCLE_AFTER is %d: use 1 to %d conversions", c.RecycleAfter, maxRecycleAfter))
 	}
+	if c.Denoise != nil {
+		faults = append(faults, c.Denoise.Validate())
+	}
 	return errors.Join(append(faults, c.Limits.Validate())...)
 }
 
@@ -74,6 +86,16 @@ type Request struct {
 	Effort int
 	// Limits of the source; the zero value stands for the pool's.
 	Limits sniff.Limits
+	// Denoise asks for the noise to be taken out, of a pool that can; then Format is png.
+	Denoise bool
+	// OnTurn, which may be nil, is called when a child is free and before it is asked. Its
+	// error is Convert's, and then the child is not asked.
+	OnTurn func() error `json:"-"`
+	// Timeout bounds the work from then on; 0 is for ever.
+	Timeout time.Duration `json:"-"`
+	// OnProgress, which may be nil, is told how many parts of the work are done, of how
+	// many. The next is not read before it returns.
+	OnProgress func(done, total int) `json:"-"`
 }
 
 // Result says what was made.
@@ -82,8 +104,10 @@ type Result struct {
 	Bytes         int64
 	// CPUTime is the processor time it took, of all threads.
 	CPUTime time.Duration
-	// Engine is the library that made it, with its version.
+	// Engine names the libraries that made it, with their versions.
 	Engine string
+	// ModelSHA256 is that of the weights which denoised it.
+	ModelSHA256 string `json:",omitempty"`
 }
 
 // Corrupt is the code of a picture that has a good header and bad pixels. The other
@@ -107,6 +131,8 @@ func (r Request) check() error {
 		return fmt.Errorf("engine: unknown format %q", r.Format)
 	case r.Effort < 0 || r.Effort > most:
 		return fmt.Errorf("engine: effort %d for %s: use 0 to %d", r.Effort, r.Format, most)
+	case r.Denoise && r.Format != sniff.PNG:
+		return fmt.Errorf("engine: a denoised picture becomes %s, not %s", sniff.PNG, r.Format)
 	case r.Format != sniff.PNG && (r.Quality < 1 || r.Quality > 100):
 		return fmt.Errorf("engine: quality %d for %s: use 1 to 100", r.Quality, r.Format)
 	}

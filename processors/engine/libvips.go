@@ -9,6 +9,7 @@ import (
 	"github.com/davidbyttow/govips/v2/vips"
 
 	"github.com/pixtools/pixtools/internal/sniff"
+	"github.com/pixtools/pixtools/processors/denoiser"
 )
 
 // startLibvips prepares the library, once in a child's life. The cache is for programs
@@ -20,8 +21,9 @@ func startLibvips(threads int) {
 
 func engineVersion() string { return "libvips " + vips.Version }
 
-// convert makes req's target. Errors of the picture are *InputError.
-func convert(req Request) (Result, error) {
+// convert makes req's target. Errors of the picture are *InputError. network and tell are
+// for denoising alone.
+func convert(req Request, network *denoiser.Network, tell func(done, total int)) (Result, error) {
 	header, err := readHeader(req)
 	if err != nil {
 		return Result{}, err
@@ -35,9 +37,6 @@ func convert(req Request) (Result, error) {
 		const majorBrandAt = 8
 		copy(source[majorBrandAt:], "avif")
 	}
-	if header.Format == sniff.AVIF {
-		copy(source[8:12], "avif") // govips goes by this brand and does not know that of sequences
-	}
 	image, err := load(source)
 	if err != nil {
 		return Result{}, pictureError(header.Format, req, message(err))
@@ -46,6 +45,9 @@ func convert(req Request) (Result, error) {
 	// The decoder's word, should it differ from our reading of the header.
 	if err := req.Limits.Check(image.Width(), image.Height()); err != nil {
 		return Result{}, asInputError(err)
+	}
+	if req.Denoise {
+		return denoise(image, source, header.Format, req, network, tell)
 	}
 	made, err := remake(image, req)
 	if err != nil {
@@ -67,13 +69,7 @@ func load(source []byte) (*vips.ImageRef, error) {
 
 // remake turns a picture upright, makes its colours plain and encodes it.
 func remake(image *vips.ImageRef, req Request) ([]byte, error) {
-	// libheif turns AVIF pictures itself and takes the tag away.
-	if image.Orientation() > 1 {
-		if err := image.AutoRotate(); err != nil {
-			return nil, err
-		}
-	}
-	if err := plainColours(image, req.Format); err != nil {
+	if err := normalise(image, req.Format); err != nil {
 		return nil, err
 	}
 	if req.Format == sniff.JPG && image.HasAlpha() {
@@ -82,6 +78,17 @@ func remake(image *vips.ImageRef, req Request) ([]byte, error) {
 		}
 	}
 	return encode(image, req)
+}
+
+// normalise turns a picture upright and makes its colours plain.
+func normalise(image *vips.ImageRef, target string) error {
+	// libheif turns AVIF pictures itself and takes the tag away.
+	if image.Orientation() > 1 {
+		if err := image.AutoRotate(); err != nil {
+			return err
+		}
+	}
+	return plainColours(image, target)
 }
 
 // plainColours makes sRGB of all colours, or grey where they were grey, in 8 bits; PNG

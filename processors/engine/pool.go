@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/pixtools/pixtools/internal/sniff"
 )
@@ -55,6 +56,9 @@ func (p *Pool) Convert(ctx context.Context, req Request) (Result, error) {
 	if err := req.check(); err != nil {
 		return Result{}, err
 	}
+	if req.Denoise && p.cfg.Denoise == nil {
+		return Result{}, errors.New("engine: this pool's children cannot denoise: its Config has no Denoise")
+	}
 	if req.Limits == (sniff.Limits{}) {
 		req.Limits = p.cfg.Limits
 	}
@@ -67,6 +71,16 @@ func (p *Pool) Convert(ctx context.Context, req Request) (Result, error) {
 		defer func() { <-p.slots }()
 	case <-ctx.Done():
 		return Result{}, fmt.Errorf("waiting for a free engine child: %w", context.Cause(ctx))
+	}
+	if req.OnTurn != nil {
+		if err := req.OnTurn(); err != nil {
+			return Result{}, err
+		}
+	}
+	if req.Timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, req.Timeout, fmt.Errorf("it took longer than %s", req.Timeout))
+		defer stop()
 	}
 	result, err := p.run(ctx, req)
 	if err != nil {
@@ -81,7 +95,7 @@ func (p *Pool) run(ctx context.Context, req Request) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	rep, usable, err := child.call(ctx, req)
+	rep, usable, err := child.call(ctx, req, p.patience())
 	if err != nil {
 		p.log.Warn("engine child lost", "pid", child.cmd.Process.Pid, "served", child.served, "error", err)
 		return Result{}, err
@@ -95,6 +109,15 @@ func (p *Pool) run(ctx context.Context, req Request) (Result, error) {
 		return Result{}, errors.New(rep.Failure)
 	}
 	return rep.Result, nil
+}
+
+// patience is how long a child may be silent at work; 0 is for ever. A child that only
+// converts says nothing before it is done.
+func (p *Pool) patience() time.Duration {
+	if p.cfg.Denoise == nil {
+		return 0
+	}
+	return p.cfg.Denoise.StallTimeout
 }
 
 // take returns an idle child that is alive, or starts one.
@@ -153,7 +176,7 @@ type started struct {
 func (p *Pool) starter() {
 	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 	for order := range p.orders {
-		child, err := start(p.program, settings{Threads: p.cfg.Threads, MemoryBytes: p.cfg.MemoryBytes})
+		child, err := start(p.program, settings{Threads: p.cfg.Threads, MemoryBytes: p.cfg.MemoryBytes, Denoise: p.cfg.Denoise})
 		order <- started{child, err}
 	}
 }

@@ -86,19 +86,34 @@ func start(program string, s settings) (*process, error) {
 	return p, nil
 }
 
-// call sends one request and waits for its reply. After an error, or once ctx is done,
-// the child is dead or dying and must not be used again: usable is false.
+// ErrStalled is the error of a conversion whose child fell silent and was killed.
+var ErrStalled = errors.New("the engine's child was silent for too long")
+
+// call sends one request and waits for its reply; silence for longer than patience (0: no
+// limit) ends it. After an error, or once ctx is done, the child is dead or dying and must
+// not be used again: usable is false.
 //
-// ctx may end at any point. Before the reply: kill makes the read end with EOF. While
-// the reply is read: it is read whole and valid, or cut off and an error. After it: stop
-// says false, kill may come at any later time, and the child, though it did its work, is
-// given up. So kill never hits a child that has been handed to the next request.
-func (p *process) call(ctx context.Context, req Request) (rep reply, usable bool, err error) {
+// ctx may end at any point, and the watchdog ends it as well. Before the reply: kill makes
+// the read end with EOF. While the reply is read: it is read whole and valid, or cut off
+// and an error. After it: stop says false, kill may come at any later time, and the child,
+// though it did its work, is given up. So kill never hits a child that has been handed to
+// the next request.
+func (p *process) call(ctx context.Context, req Request, patience time.Duration) (rep reply, usable bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	stop := context.AfterFunc(ctx, p.kill)
 	p.served++
+	heard := func() {}
+	if patience > 0 {
+		watchdog := time.AfterFunc(patience, func() {
+			cancel(fmt.Errorf("%w: %s, the limit that DENOISE_STALL_TIMEOUT sets", ErrStalled, patience))
+		})
+		defer watchdog.Stop()
+		heard = func() { watchdog.Reset(patience) }
+	}
 	err = writeFrame(p.requests, req)
 	if err == nil {
-		err = readFrame(p.buffered, &rep)
+		rep, err = p.reply(req, heard)
 	}
 	if err != nil {
 		stop()
@@ -106,6 +121,20 @@ func (p *process) call(ctx context.Context, req Request) (rep reply, usable bool
 		return reply{}, false, p.explain(ctx, err)
 	}
 	return rep, stop(), nil
+}
+
+// reply reads frames up to the one that answers, and passes progress on.
+func (p *process) reply(req Request, heard func()) (reply, error) {
+	for {
+		var rep reply
+		if err := readFrame(p.buffered, &rep); err != nil || rep.Progress == nil {
+			return rep, err
+		}
+		heard()
+		if req.OnProgress != nil {
+			req.OnProgress(rep.Progress.Done, rep.Progress.Total)
+		}
+	}
 }
 
 // explain says why a call failed, once the child is gone.

@@ -1,0 +1,83 @@
+package denoiser
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pixtools/pixtools/models"
+)
+
+// Config is how pictures are denoised: in which children, and at what cost.
+type Config struct {
+	// Model is a model.json or its folder; empty stands for the one built in.
+	Model string `env:"DENOISE_MODEL"`
+	// Threads compute one picture; 0: one a core. Fewer did not make conversions beside it
+	// quicker: Nice sees to that already, as far as it can be seen to.
+	Threads int `env:"DENOISE_THREADS" envDefault:"0"`
+	// Tile is the longest side, in pixels, of what the network sees at once, its halo
+	// included. Memory grows with its square, and what is computed twice shrinks. Measured
+	// over 12 megapixels: with 512 38 CPU-s and 220 MB for the whole child, with 768 24 and
+	// 280, with 1024 26 and 380.
+	Tile int `env:"DENOISE_TILE" envDefault:"768"`
+	// Concurrency is how many pictures are denoised at once, each in its own child.
+	Concurrency int `env:"DENOISE_CONCURRENCY" envDefault:"1"`
+	// Nice is by how much the children give way to others, conversions above all, as in
+	// nice(1).
+	Nice int `env:"DENOISE_NICE" envDefault:"10"`
+	// StallTimeout is how long a child may be silent while it works: longer than a tile
+	// takes, and than decoding or encoding the largest picture.
+	StallTimeout time.Duration `env:"DENOISE_STALL_TIMEOUT" envDefault:"2m"`
+	// Timeout bounds one attempt, in place of PROCESS_TIMEOUT: the largest picture takes
+	// minutes on a few cores.
+	Timeout time.Duration `env:"DENOISE_TIMEOUT" envDefault:"30m"`
+}
+
+// Bounds of the settings.
+const (
+	maxThreads     = 256
+	tileStep       = 8 // pixels
+	minTile        = 64
+	maxTile        = 4096
+	maxConcurrency = 64
+	maxNice        = 19
+	minStall       = time.Second
+	maxStall       = time.Hour
+	minTimeout     = time.Second
+	maxTimeout     = 24 * time.Hour
+)
+
+// Validate reports every fault at once, by the name of the variable.
+func (c Config) Validate() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if c.Threads < 0 || c.Threads > maxThreads {
+		fault("DENOISE_THREADS is %d: use 0 to %d, where 0 is one a core", c.Threads, maxThreads)
+	}
+	if c.Tile < minTile || c.Tile > maxTile || c.Tile%tileStep != 0 {
+		fault("DENOISE_TILE is %d: use %d to %d pixels, a multiple of %d", c.Tile, minTile, maxTile, tileStep)
+	}
+	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
+		fault("DENOISE_CONCURRENCY is %d: use 1 to %d", c.Concurrency, maxConcurrency)
+	}
+	if c.Nice < 0 || c.Nice > maxNice {
+		fault("DENOISE_NICE is %d: use 0 to %d", c.Nice, maxNice)
+	}
+	if c.StallTimeout < minStall || c.StallTimeout > maxStall {
+		fault("DENOISE_STALL_TIMEOUT is %s: use %s to %s", c.StallTimeout, minStall, maxStall)
+	}
+	if c.Timeout < minTimeout || c.Timeout > maxTimeout {
+		fault("DENOISE_TIMEOUT is %s: use %s to %s", c.Timeout, minTimeout, maxTimeout)
+	}
+	return errors.Join(faults...)
+}
+
+// Suits says whether a model can work with the settings. A tile must leave something
+// beside its halo, and as much as is reflected at a picture's far edges.
+func (c Config) Suits(m models.Model) error {
+	if least := 2*m.Halo + 2*m.Multiple; c.Tile < least || c.Tile%m.Multiple != 0 {
+		return fmt.Errorf("DENOISE_TILE is %d: the model %s %s, with %d pixels of halo, needs %d or more, and a multiple of %d",
+			c.Tile, m.Name, m.Version, m.Halo, least, m.Multiple)
+	}
+	return nil
+}
