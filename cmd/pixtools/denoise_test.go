@@ -147,8 +147,9 @@ func logged(t *testing.T, broker string, jobs int) iter.Seq[events.Event] {
 	}
 }
 
-// TestDenoiseJobsTakeTurns: an attempt begins when a child is free, not before: else it
-// would run out of time while it waits.
+// TestDenoiseJobsTakeTurns: an attempt begins when the one child is free, not before: else
+// it would count, and run out of time, while it waits. The one before may still be on its
+// way into the store.
 func TestDenoiseJobsTakeTurns(t *testing.T) {
 	variables := embeddedEnv(t)
 	kafkaPort := freePort(t)
@@ -172,9 +173,15 @@ func TestDenoiseJobsTakeTurns(t *testing.T) {
 	}
 	require.Len(t, attempts, jobs)
 	inOrder := slices.SortedFunc(maps.Values(attempts), func(a, b attempt) int { return a.from.Compare(b.from) })
-	for i := range inOrder[1:] {
-		require.False(t, inOrder[i].to.IsZero())
-		require.False(t, inOrder[i+1].from.Before(inOrder[i].to), "attempt %d began before the one before it was done", i+1)
+	for i, a := range inOrder {
+		require.False(t, a.to.IsZero())
+		if i >= 2 {
+			first := inOrder[i-2].to
+			if inOrder[i-1].to.Before(first) {
+				first = inOrder[i-1].to
+			}
+			require.False(t, a.from.Before(first), "attempt %d began while two were under way", i)
+		}
 	}
 }
 

@@ -314,12 +314,18 @@ func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
 	return s.process(ctx, group, processors.Conversions(), s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, children, nil)
 }
 
+// handOverMargin is what a hand-over takes beside the work: cancelling, and a commit.
+const handOverMargin = 10 * time.Second
+
 // ml runs what takes all cores for a while, apart from the rest.
 func (s *services) ml(ctx context.Context, group *errgroup.Group) error {
 	consumer, worker, pool, children := s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, s.cfg.Denoise.Concurrency
-	// Jobs wait in the subscriber, not in the pool: there their attempts would have begun,
-	// and be over before their turn.
-	consumer.MaxInFlight = children
+	// One more than are worked on, so that its source is here when its turn comes.
+	consumer.MaxInFlight = children + 1
+	// A hand-over waits for a picture rather than waste what was done of it, within the time
+	// that the group gives.
+	consumer.RebalanceTimeout = s.cfg.Denoise.RebalanceTimeout
+	consumer.DrainTimeout = s.cfg.Denoise.RebalanceTimeout - handOverMargin
 	worker.Timeout = s.cfg.Denoise.Timeout
 	pool.Denoise = &s.cfg.Denoise
 	report := func(ctx context.Context, jobID, operation string, attempt int32) func(done, total int) {

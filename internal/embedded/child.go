@@ -243,6 +243,19 @@ func lockPart(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
+// heldLocks are referred to for as long as the process lives: the garbage collector closes a file that
+// nobody refers to, and with it the lock.
+var heldLocks []*os.File
+
+// holdPart is lockPart until the process ends.
+func holdPart(ctx context.Context, path string) error {
+	f, err := lockPart(ctx, path)
+	if err == nil {
+		heldLocks = append(heldLocks, f)
+	}
+	return err
+}
+
 // pollInterval is how often a condition in another process is looked at while starting or stopping.
 const pollInterval = 10 * time.Millisecond
 

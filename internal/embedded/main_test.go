@@ -117,6 +117,8 @@ func tryHelper(t *testing.T, spec helperSpec, as *syscall.Credential) (*helper, 
 	require.NoError(t, err)
 	require.NoError(t, h.cmd.Start())
 
+	late := time.AfterFunc(deadline, func() { _ = h.cmd.Process.Kill() })
+	defer late.Stop()
 	lines := bufio.NewReader(stdout)
 	line, readErr := lines.ReadString('\n')
 	go func() {

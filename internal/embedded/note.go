@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -36,7 +37,8 @@ const (
 	noteInterval = 250 * time.Millisecond
 )
 
-// note is, per topic and partition, the offset below which everything was acknowledged.
+// note is, per topic and partition, the offset below which everything was acknowledged. It is 0 for a
+// partition whose first records somebody deleted: where that begins after a kill -9 nobody knows.
 type note map[string][]int64
 
 type noteTaker struct {
@@ -96,7 +98,11 @@ func (n *noteTaker) take() error {
 			continue
 		}
 		for _, p := range n.cluster.PartitionInfos(topic) {
-			now[topic] = append(now[topic], p.HighWatermark)
+			end := p.HighWatermark
+			if p.LogStartOffset > 0 {
+				end = 0
+			}
+			now[topic] = append(now[topic], end)
 		}
 	}
 	if equalNotes(now, n.last) {
@@ -139,8 +145,16 @@ func equalNotes(a, b note) bool {
 	return true
 }
 
-// checkLog compares the log on disk with the note.
+// checkLog makes sure that the broker may open the log.
 func checkLog(dir string) error {
+	if err := compareNote(dir); err != nil {
+		return err
+	}
+	return mendIndexes(dir)
+}
+
+// compareNote compares the log on disk with the note, and changes nothing.
+func compareNote(dir string) error {
 	path := filepath.Join(dir, noteFile)
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -154,8 +168,15 @@ func checkLog(dir string) error {
 	if err := json.Unmarshal(raw, &n); err != nil {
 		return fmt.Errorf("the note of what was acknowledged is damaged (%w), so lost records could not be told: "+remedy, err, dir, path)
 	}
+	listed, err := listedPartitions(dir)
+	if err != nil {
+		return err
+	}
 	var faults []error
 	for topic, offsets := range n {
+		if listed[topic] < len(offsets) {
+			faults = append(faults, fmt.Errorf("the broker knows of %d partitions of %s, not %d", listed[topic], topic, len(offsets)))
+		}
 		for partition, acknowledged := range offsets {
 			end, err := logEnd(filepath.Join(dir, "partitions", fmt.Sprintf("%s-%d", url.PathEscape(topic), partition)))
 			if err != nil {
@@ -171,71 +192,133 @@ func checkLog(dir string) error {
 	return nil
 }
 
-// A record batch, as every Kafka broker keeps it: base offset (8 bytes), length of what follows (4),
-// leader epoch (4), magic (1), CRC-32C (4) of all that follows it: attributes (2), last offset delta (4), ...
-const (
-	batchLengthAt = 8
-	batchPrefix   = 12 // what the length does not count
-	batchCRCAt    = 17
-	batchBodyAt   = 21
-	batchDeltaAt  = 23
-	batchMinimum  = 61
-)
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// logEnd is the offset after the last batch that can be read when reading from the start, as the broker does.
-func logEnd(dir string) (int64, error) {
-	entries, err := os.ReadDir(dir)
+// listedPartitions counts the partitions of each topic that the broker will know of. It begins anew where
+// its own files are missing, whatever lies beside them.
+func listedPartitions(dir string) (map[string]int, error) {
+	if !exists(filepath.Join(dir, "meta.json")) {
+		return nil, nil
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "topics.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil // nothing was written to it
+		return nil, nil
 	}
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	var bases []int64
-	for _, e := range entries {
-		base, isSegment := strings.CutSuffix(e.Name(), ".dat")
-		if !isSegment {
-			continue
-		}
-		if n, err := strconv.ParseInt(base, 10, 64); err == nil {
-			bases = append(bases, n)
-		}
+	var file struct {
+		Topics []struct {
+			Name       string `json:"name"`
+			Partitions int    `json:"partitions"`
+		} `json:"topics"`
 	}
-	slices.Sort(bases)
+	if err := json.Unmarshal(raw, &file); err != nil {
+		return nil, fmt.Errorf("%s is damaged (%w): restore %s from a backup", filepath.Join(dir, "topics.json"), err, dir)
+	}
+	listed := map[string]int{}
+	for _, t := range file.Topics {
+		listed[t.Name] = t.Partitions
+	}
+	return listed, nil
+}
+
+// logEnd is the offset up to which a partition's log is whole from its beginning: segment after segment
+// and batch after batch. The broker is not as strict: it believes the base offset and the leader epoch,
+// which are not under a batch's checksum.
+func logEnd(dir string) (int64, error) {
 	end := int64(0)
-	for _, base := range bases {
-		if base != end && end != 0 {
-			return end, nil // the segment between them is missing or short
+	for {
+		name := strconv.FormatInt(end, 10)
+		raw, err := os.ReadFile(filepath.Join(dir, name+".dat"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return end, nil
 		}
-		raw, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("%d.dat", base)))
 		if err != nil {
 			return 0, err
 		}
-		for {
-			size := batchSize(raw)
-			if size == 0 {
+		index, err := os.ReadFile(filepath.Join(dir, name+".idx"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+		begin := end
+		for size := batchSize(raw); size > 0; size = batchSize(raw) {
+			if int64(binary.BigEndian.Uint64(raw)) != end || raw[batchMagicAt] != batchMagic || !indexed(raw, index) {
 				break
 			}
-			end = int64(binary.BigEndian.Uint64(raw)) + int64(binary.BigEndian.Uint32(raw[batchDeltaAt:])) + 1
-			raw = raw[size:]
+			end += int64(binary.BigEndian.Uint32(raw[batchDeltaAt:])) + 1
+			raw, index = raw[size:], index[min(indexEntrySize, len(index)):]
+		}
+		if len(raw) > 0 || end == begin {
+			return end, nil
 		}
 	}
-	return end, nil
 }
 
-// batchSize is the size of the batch that raw begins with, or 0 if it is cut short or damaged.
-func batchSize(raw []byte) int {
-	if len(raw) < batchMinimum {
-		return 0
+// Beside each segment lies an index with an entry a batch, as the broker has it: version 1 (1 byte), the
+// low byte of the CRC-32C of what follows (1), leader epoch (4), a time that is not read again (8), and
+// whether the batch belongs to a transaction (1). Little-endian, unlike the batches.
+const (
+	indexEntrySize  = 15
+	indexVersion    = 1
+	indexCRCAt      = 1
+	indexEpochAt    = 2
+	indexTxnAt      = 14
+	batchEpochOfLog = 12 // where a batch has the leader epoch
+	batchMagicAt    = 16
+	batchMagic      = 2
+)
+
+// indexed says whether the index begins with this batch's entry.
+func indexed(batch, index []byte) bool {
+	if len(index) < indexEntrySize || index[indexCRCAt] != byte(crc32.Checksum(index[indexEpochAt:indexEntrySize], castagnoli)) {
+		return false
 	}
-	size := batchPrefix + int(binary.BigEndian.Uint32(raw[batchLengthAt:]))
-	if size < batchMinimum || size > len(raw) {
-		return 0
+	want := newIndexEntry(batch)
+	copy(want[indexEpochAt+4:indexTxnAt], index[indexEpochAt+4:])
+	return bytes.Equal(want[indexEpochAt:], index[indexEpochAt:indexEntrySize])
+}
+
+func newIndexEntry(batch []byte) []byte {
+	entry := make([]byte, indexEntrySize)
+	entry[0] = indexVersion
+	binary.LittleEndian.PutUint32(entry[indexEpochAt:], binary.BigEndian.Uint32(batch[batchEpochOfLog:]))
+	if attributes := binary.BigEndian.Uint16(batch[batchAttributesAt:]); attributes&attributeTransactional != 0 && attributes&attributeControl == 0 {
+		entry[indexTxnAt] = 1
 	}
-	if crc32.Checksum(raw[batchBodyAt:size], castagnoli) != binary.BigEndian.Uint32(raw[batchCRCAt:]) {
-		return 0
+	entry[indexCRCAt] = byte(crc32.Checksum(entry[indexEpochAt:], castagnoli))
+	return entry
+}
+
+// mendIndexes adds what is missing at an index's end. The broker writes a batch first and its entry then.
+// After a kill in between it would take that batch for one outside of transactions, though its transaction
+// was never committed, and would take every later entry for that of the batch before.
+func mendIndexes(dir string) error {
+	segments, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "*.dat"))
+	if err != nil {
+		return err
 	}
-	return size
+	for _, segment := range segments {
+		raw, err := os.ReadFile(segment)
+		if err != nil {
+			return err
+		}
+		path := strings.TrimSuffix(segment, ".dat") + ".idx"
+		index, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		whole := len(index) / indexEntrySize * indexEntrySize
+		mended := index[:whole:whole]
+		for at := 0; batchSize(raw) > 0; at += indexEntrySize {
+			if at >= whole {
+				mended = append(mended, newIndexEntry(raw)...)
+			}
+			raw = raw[batchSize(raw):]
+		}
+		if len(mended) > len(index) {
+			if err := writeFileSynced(path, mended); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

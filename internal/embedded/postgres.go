@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,6 +18,7 @@ import (
 
 const (
 	postgresPortVariable = "PIXTOOLS_EMBEDDED_POSTGRES_PORT"
+	postmasterFile       = "postmaster.pid"
 	// postgresStartTimeout covers the replay of the write-ahead log after a crash.
 	postgresStartTimeout = 60 * time.Second
 	// A postmaster that an earlier run left behind is asked to end (SIGINT: fast shutdown), then told
@@ -24,6 +26,8 @@ const (
 	leftoverAskFor  = 5 * time.Second
 	leftoverTellFor = 5 * time.Second
 	leftoverKillFor = 2 * time.Second
+	// postgresWatch is how often the keeper looks whether its postmaster, which is no child of its, still lives.
+	postgresWatch = time.Second
 	// unprivilegedID is the user and group, called nobody, that looks after Postgres when we are root.
 	unprivilegedID = 65534
 )
@@ -121,8 +125,44 @@ func runPostgres(ctx context.Context, spec postgresSpec, report func(error) erro
 	if err := report(nil); err != nil {
 		return errors.Join(err, server.Stop())
 	}
-	<-ctx.Done()
-	return server.Stop()
+	pid, err := postmasterPID(filepath.Join(spec.Dir, "data", postmasterFile))
+	if err != nil {
+		return errors.Join(err, server.Stop())
+	}
+	watch := time.NewTicker(postgresWatch)
+	defer watch.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return server.Stop()
+		case <-watch.C:
+			if !lives(pid) {
+				return fmt.Errorf("the postmaster, process %d, is gone", pid)
+			}
+		}
+	}
+}
+
+// lives says whether there is such a process. One that has ended and was not collected, as happens in a
+// container without an init, has no working directory any more.
+func lives(pid int) bool {
+	if err := syscall.Kill(pid, 0); err != nil {
+		return false
+	}
+	if runtime.GOOS != "linux" {
+		return true
+	}
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+	return err == nil
+}
+
+func postmasterPID(pidFile string) (int, error) {
+	raw, err := os.ReadFile(pidFile)
+	if err != nil {
+		return 0, err
+	}
+	line, _, _ := strings.Cut(string(raw), "\n")
+	return strconv.Atoi(strings.TrimSpace(line))
 }
 
 func openPostgres(ctx context.Context, spec postgresSpec) (*embeddedpostgres.EmbeddedPostgres, error) {
@@ -131,8 +171,7 @@ func openPostgres(ctx context.Context, spec postgresSpec) (*embeddedpostgres.Emb
 			return nil, err
 		}
 	}
-	// Kept open, and so locked, until the process ends.
-	if _, err := lockPart(ctx, filepath.Join(spec.Dir, lockFile)); err != nil {
+	if err := holdPart(ctx, filepath.Join(spec.Dir, lockFile)); err != nil {
 		return nil, err
 	}
 	data := filepath.Join(spec.Dir, "data")
@@ -152,10 +191,13 @@ func openPostgres(ctx context.Context, spec postgresSpec) (*embeddedpostgres.Emb
 	// writes early, and unpacked programs as soon as it sees one of them. A kill in between would leave
 	// halves for ever, so each has a mark that is written last.
 	initialised, unpacked := filepath.Join(spec.Dir, "initialised"), filepath.Join(spec.CacheDir, "complete-"+string(embeddedpostgres.V15))
-	if !exists(initialised) {
-		if err := os.RemoveAll(data); err != nil {
+	if exists(initialised) {
+		// The library would empty a database of another version and begin anew.
+		if err := checkVersion(data); err != nil {
 			return nil, err
 		}
+	} else if err := os.RemoveAll(data); err != nil {
+		return nil, err
 	}
 	binaries := spec.Binaries
 	if binaries == "" {
@@ -179,7 +221,14 @@ func openPostgres(ctx context.Context, spec postgresSpec) (*embeddedpostgres.Emb
 	if err := server.Start(); err != nil {
 		return nil, err
 	}
-	for _, mark := range []string{initialised, unpacked} {
+	marks := []string{initialised}
+	if spec.Binaries == "" {
+		marks = append(marks, unpacked)
+	}
+	if err := checkVersion(data); err != nil {
+		return nil, errors.Join(err, server.Stop())
+	}
+	for _, mark := range marks {
 		if !exists(mark) {
 			if err := writeFileSynced(mark, nil); err != nil {
 				return nil, errors.Join(err, server.Stop())
@@ -187,6 +236,20 @@ func openPostgres(ctx context.Context, spec postgresSpec) (*embeddedpostgres.Emb
 		}
 	}
 	return server, nil
+}
+
+// checkVersion says whether the database is of the version that we run.
+func checkVersion(data string) error {
+	want, _, _ := strings.Cut(string(embeddedpostgres.V15), ".")
+	raw, err := os.ReadFile(filepath.Join(data, "PG_VERSION"))
+	if got := strings.TrimSpace(string(raw)); err == nil && got != want {
+		err = fmt.Errorf("PG_VERSION says %q", got)
+	}
+	if err != nil {
+		return fmt.Errorf("%s is not a whole database of Postgres %s (%w): restore it from a backup; "+
+			"if PIXTOOLS_POSTGRES_BINARIES_DIR is set, it must name a Postgres %s", data, want, err, want)
+	}
+	return nil
 }
 
 func postgresConfig(spec postgresSpec, binaries, data string) embeddedpostgres.Config {
@@ -258,7 +321,7 @@ func parents(dir string) func(func(string) bool) {
 // in the pid file alone proves nothing: after a reboot, and in a container at almost every start, it is
 // somebody else's. Postgres itself refuses to start then; so a file without a process is removed here.
 func endLeftover(ctx context.Context, data string) error {
-	pidFile := filepath.Join(data, "postmaster.pid")
+	pidFile := filepath.Join(data, postmasterFile)
 	if !exists(pidFile) {
 		return nil
 	}
@@ -297,9 +360,7 @@ func postmasterFirst(pids []int, pidFile string, signal syscall.Signal) []int {
 	if signal != syscall.SIGINT {
 		return pids
 	}
-	raw, _ := os.ReadFile(pidFile)
-	line, _, _ := strings.Cut(string(raw), "\n")
-	postmaster, err := strconv.Atoi(strings.TrimSpace(line))
+	postmaster, err := postmasterPID(pidFile)
 	for _, pid := range pids {
 		if err == nil && pid == postmaster {
 			return []int{pid}

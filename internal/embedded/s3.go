@@ -114,8 +114,7 @@ func openS3(ctx context.Context, spec s3Spec) (durableS3, error) {
 	if err := os.MkdirAll(filepath.Join(objects, spec.Bucket), 0o700); err != nil {
 		return durableS3{}, err
 	}
-	// Kept open, and so locked, until the process ends.
-	if _, err := lockPart(ctx, filepath.Join(spec.Dir, lockFile)); err != nil {
+	if err := holdPart(ctx, filepath.Join(spec.Dir, lockFile)); err != nil {
 		return durableS3{}, err
 	}
 	if err := checkPort(spec.Port, "PIXTOOLS_EMBEDDED_S3_PORT"); err != nil {

@@ -15,8 +15,8 @@
 //     rebalances: at least once. Only the contiguous prefix of done records is committed.
 //   - Records of one key are handled one at a time and in offset order. Within one
 //     process that holds always, also when a partition goes and comes back. Between
-//     processes it holds but for one window: a handler that ignores its cancelled
-//     context and overruns DrainTimeout, or a process cut off for longer than its
+//     processes it holds but for one window: a handler that overruns
+//     DrainTimeout and ignores its cancelled context, or a process cut off for longer than its
 //     session timeout, may still be busy when the next owner starts.
 //   - A slow handler delays its own key only, and never costs the member its
 //     partitions: heartbeats, polls and hand-overs do not wait for handlers, but for

@@ -38,8 +38,10 @@ type SubscriberConfig struct {
 	HeartbeatInterval time.Duration `env:"KAFKA_CONSUMER_HEARTBEAT_INTERVAL" envDefault:"2s"`
 	// RebalanceTimeout: how long the group waits for a member to hand its partitions over.
 	RebalanceTimeout time.Duration `env:"KAFKA_CONSUMER_REBALANCE_TIMEOUT" envDefault:"30s"`
-	// DrainTimeout: how long handlers may still finish when a partition is revoked or the subscriber closes.
+	// How long handlers may still finish, before they are cancelled: DrainTimeout when a partition is
+	// revoked, and then the new owner waits for them; CloseTimeout when the subscriber closes.
 	DrainTimeout   time.Duration `env:"KAFKA_CONSUMER_DRAIN_TIMEOUT" envDefault:"10s"`
+	CloseTimeout   time.Duration `env:"KAFKA_CONSUMER_CLOSE_TIMEOUT" envDefault:"10s"`
 	CommitInterval time.Duration `env:"KAFKA_CONSUMER_COMMIT_INTERVAL" envDefault:"5s"`
 
 	// Messages that handlers hold at once: of one partition, and of the whole subscription.
@@ -132,8 +134,9 @@ func (c SubscriberConfig) Validate() error {
 		within("KAFKA_CONSUMER_SESSION_TIMEOUT", c.SessionTimeout, 500*time.Millisecond, 30*time.Minute),
 		within("KAFKA_CONSUMER_HEARTBEAT_INTERVAL", c.HeartbeatInterval, 50*time.Millisecond, c.SessionTimeout/2),
 		within("KAFKA_CONSUMER_DRAIN_TIMEOUT", c.DrainTimeout, 10*time.Millisecond, 10*time.Minute),
+		within("KAFKA_CONSUMER_CLOSE_TIMEOUT", c.CloseTimeout, 10*time.Millisecond, 10*time.Minute),
 		// A member that hands over later than the group waits is thrown out, and its commit refused.
-		within("KAFKA_CONSUMER_REBALANCE_TIMEOUT", c.RebalanceTimeout, c.DrainTimeout+commitTimeout, time.Hour),
+		within("KAFKA_CONSUMER_REBALANCE_TIMEOUT", c.RebalanceTimeout, c.DrainTimeout+cancelGrace+commitTimeout, time.Hour),
 		within("KAFKA_CONSUMER_COMMIT_INTERVAL", c.CommitInterval, 100*time.Millisecond, time.Minute),
 		within("KAFKA_CONSUMER_WORKERS_PER_PARTITION", c.WorkersPerPartition, 1, 10_000),
 		within("KAFKA_CONSUMER_MAX_IN_FLIGHT", c.MaxInFlight, 1, 100_000),

@@ -35,15 +35,16 @@ func TestLimitsOfTheConfiguration(t *testing.T) {
 	require.NoError(t, wide.Validate())
 
 	limits := map[string][2]int64{
-		"KAFKA_DIAL_TIMEOUT":         {100 * ms, minute},
-		"KAFKA_DELIVERY_TIMEOUT":     {100 * ms, 10 * minute},
-		"KAFKA_MAX_BUFFERED_RECORDS": {1, 1_000_000},
-		"KAFKA_MAX_BUFFERED_BYTES":   {1 << 20, 4 << 30},
-		"KAFKA_MAX_BATCH_BYTES":      {1 << 10, 64 << 20},
+		"KAFKA_CONSUMER_CLOSE_TIMEOUT": {10 * ms, 10 * minute},
+		"KAFKA_DIAL_TIMEOUT":           {100 * ms, minute},
+		"KAFKA_DELIVERY_TIMEOUT":       {100 * ms, 10 * minute},
+		"KAFKA_MAX_BUFFERED_RECORDS":   {1, 1_000_000},
+		"KAFKA_MAX_BUFFERED_BYTES":     {1 << 20, 4 << 30},
+		"KAFKA_MAX_BATCH_BYTES":        {1 << 10, 64 << 20},
 
 		"KAFKA_CONSUMER_SESSION_TIMEOUT":         {500 * ms, 30 * minute},
 		"KAFKA_CONSUMER_HEARTBEAT_INTERVAL":      {50 * ms, 500 * ms},  // half a session
-		"KAFKA_CONSUMER_REBALANCE_TIMEOUT":       {6 * s, 60 * minute}, // draining and the last commit
+		"KAFKA_CONSUMER_REBALANCE_TIMEOUT":       {8 * s, 60 * minute}, // draining and the last commit
 		"KAFKA_CONSUMER_DRAIN_TIMEOUT":           {10 * ms, 10 * minute},
 		"KAFKA_CONSUMER_COMMIT_INTERVAL":         {100 * ms, minute},
 		"KAFKA_CONSUMER_WORKERS_PER_PARTITION":   {1, 10_000},

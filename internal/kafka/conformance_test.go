@@ -27,7 +27,7 @@ func conformance(t *testing.T, brokers []string, keys bool) {
 	construct := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
 		cfg := testSubscriberConfig()
 		cfg.Group = group
-		cfg.DrainTimeout = 500 * time.Millisecond // the suite leaves messages unanswered
+		cfg.DrainTimeout, cfg.CloseTimeout = 100*time.Millisecond, 100*time.Millisecond // the suite leaves messages unanswered
 		s, err := NewSubscriber(DefaultConfig(brokers...), cfg, logger())
 		require.NoError(t, err)
 		client, err := NewProducerClient(DefaultConfig(brokers...), logger())

@@ -78,7 +78,7 @@ func testSubscriberConfig() SubscriberConfig {
 	c := DefaultSubscriberConfig("group-" + uuid.NewString())
 	// Nobody dies here without leaving its group, so a session may outlast a busy machine.
 	c.SessionTimeout, c.HeartbeatInterval = 20*time.Second, 200*time.Millisecond
-	c.DrainTimeout, c.RebalanceTimeout = 2*time.Second, 10*time.Second
+	c.DrainTimeout, c.CloseTimeout, c.RebalanceTimeout = 2*time.Second, 2*time.Second, 10*time.Second
 	c.CommitInterval = 100 * time.Millisecond
 	c.RedeliveryMin, c.RedeliveryMax = time.Millisecond, 20*time.Millisecond
 	return c

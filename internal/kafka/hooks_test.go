@@ -155,7 +155,7 @@ func TestCatchUpEndsWithItsPartition(t *testing.T) {
 		topic := newTopic(t, brokers, 1)
 		produce(t, brokers, keyed(topic, 1, 1, 1)...)
 		cfg := testSubscriberConfig()
-		cfg.DrainTimeout, cfg.RebalanceTimeout = time.Minute, 2*time.Minute
+		cfg.CloseTimeout = time.Minute
 		begun := make(chan struct{})
 		cfg.CatchUp = func(ctx context.Context, _ string, _ int32, _ iter.Seq2[*kgo.Record, error]) error {
 			close(begun)

@@ -100,7 +100,7 @@ func TestSlowKeyHoldsTheCommitAndNobodyElse(t *testing.T) {
 		topic := newTopic(t, brokers, 1)
 		produce(t, brokers, keyed(topic, 1, 3, 4)...) // offset 1 is key-1/0
 		cfg := testSubscriberConfig()
-		cfg.DrainTimeout = 10 * time.Millisecond // the slow one will not end in time
+		cfg.DrainTimeout, cfg.CloseTimeout = 10*time.Millisecond, 10*time.Millisecond // the slow one will not end in time
 		messages, s := subscribe(t, brokers, cfg, topic)
 
 		for done := 0; done < 8; { // all of key-0 and key-2

@@ -20,7 +20,7 @@ import (
 //	cancel   the handlers' contexts end
 //	seal     acks no longer count; the group's position is final
 //
-// A revoke halts and cancels, waits for idle within DrainTimeout, seals, commits. A
+// A revoke halts, waits for idle within DrainTimeout, cancels and waits a little more, seals, commits. A
 // Close halts, waits, and cancels only what is left. A loss does as a revoke, but
 // without the commit: the next owner may have moved the position already.
 type partition struct {

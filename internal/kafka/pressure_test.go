@@ -21,7 +21,7 @@ type reader struct {
 
 func newReader(t *testing.T, brokers []string, cfg SubscriberConfig, topic string) *reader {
 	r := &reader{}
-	cfg.DrainTimeout = 10 * time.Millisecond // handlers here do not answer
+	cfg.DrainTimeout, cfg.CloseTimeout = 10*time.Millisecond, 10*time.Millisecond // handlers here do not answer
 	cfg.Filter = func(*kgo.Record) bool {
 		r.read.Add(1)
 		return true

@@ -26,8 +26,9 @@ type Publisher struct {
 	client  *kgo.Client
 	timeout time.Duration
 
-	closing sync.RWMutex // held for reading while publishing, so that Close waits
-	closed  bool
+	mu     sync.Mutex // guards closed, and sends against Close's Wait
+	closed bool
+	sends  sync.WaitGroup
 }
 
 // NewPublisher publishes through a client made by NewProducerClient, which stays the
@@ -71,18 +72,19 @@ func (p *Publisher) Append(ctx context.Context, records ...*kgo.Record) error {
 // returns waits, and must be called. What is appended in between to the same partition
 // comes after them.
 func (p *Publisher) Begin(ctx context.Context, records ...*kgo.Record) func() error {
-	p.closing.RLock()
-	err := ctx.Err()
-	if p.closed {
-		err = ErrClosed
-	}
-	if err != nil || len(records) == 0 {
-		p.closing.RUnlock()
+	if err := ctx.Err(); err != nil || len(records) == 0 {
 		return func() error { return err }
 	}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return func() error { return ErrClosed }
+	}
+	p.sends.Add(1)
+	p.mu.Unlock() // before sending, which waits where too much is on its way
 	wait := p.send(ctx, records)
 	return func() error {
-		defer p.closing.RUnlock()
+		defer p.sends.Done()
 		return wait()
 	}
 }
@@ -144,8 +146,9 @@ func (p *Publisher) verdict(errs []error) error {
 
 // Close waits for publishes under way; later ones fail with ErrClosed.
 func (p *Publisher) Close() error {
-	p.closing.Lock()
-	defer p.closing.Unlock()
+	p.mu.Lock()
 	p.closed = true
+	p.mu.Unlock()
+	p.sends.Wait()
 	return nil
 }

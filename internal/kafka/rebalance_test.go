@@ -135,7 +135,7 @@ func handOver(t *testing.T, brokers []string, finish bool) {
 		msg.Ack()
 	}
 	cfg := testSubscriberConfig()
-	cfg.DrainTimeout, cfg.RebalanceTimeout = 10*time.Second, 20*time.Second
+	cfg.DrainTimeout = 50 * time.Millisecond // the held ones are not done by then
 	member := func(name string, handle func(*message.Message)) *Subscriber {
 		cfg := cfg
 		cfg.Released = b.release(name, partitions, keys)
@@ -182,6 +182,40 @@ func handOver(t *testing.T, brokers []string, finish bool) {
 	for partition := range int32(partitions) {
 		require.Equal(t, int64(all/partitions), committed(t, brokers, cfg.Group, topic, partition))
 	}
+}
+
+// TestHandOverLetsHandlersFinish: with time to spare nobody is cancelled, and nothing is
+// done twice.
+func TestHandOverLetsHandlersFinish(t *testing.T) {
+	eachBroker(t, func(t *testing.T, brokers []string) {
+		topic := newTopic(t, brokers, 2)
+		produce(t, brokers, keyed(topic, 2, 2, 2)...)
+		cfg := testSubscriberConfig()
+		cfg.DrainTimeout, cfg.RebalanceTimeout = 30*time.Second, time.Minute
+		messages, _ := subscribe(t, brokers, cfg, topic)
+		one, other := receive(t, messages), receive(t, messages)
+		elsewhere, _ := subscribe(t, brokers, cfg, topic)
+		eventually(t, func() bool { return members(t, brokers, cfg.Group) == 2 }, "the second member did not join")
+		for _, msg := range []*message.Message{one, other} {
+			require.NoError(t, msg.Context().Err())
+			msg.Ack()
+		}
+		// Each goes on where it is now.
+		rest := map[string]bool{}
+		for range 2 {
+			select {
+			case msg := <-messages:
+				rest[value(msg)] = true
+				msg.Ack()
+			case msg := <-elsewhere:
+				rest[value(msg)] = true
+				msg.Ack()
+			case <-time.After(deadline):
+				t.Fatal("no message")
+			}
+		}
+		require.Equal(t, map[string]bool{one.Metadata[MetadataKey] + "/1": true, other.Metadata[MetadataKey] + "/1": true}, rest)
+	})
 }
 
 // seen counts what a member reads, by Filter.
@@ -325,7 +359,7 @@ func TestCloseLetsHandlersFinish(t *testing.T) {
 		produce(t, brokers, keyed(topic, 1, 4, 1)...)
 		cfg := testSubscriberConfig()
 		cfg.CommitInterval = time.Minute // so it is Close that commits
-		cfg.DrainTimeout = 20 * time.Second
+		cfg.CloseTimeout = 20 * time.Second
 		cfg.RebalanceTimeout = 30 * time.Second
 		var released atomic.Int32
 		cfg.Released = func(name string, _ int32) {
@@ -382,7 +416,7 @@ func TestCloseLetsHandlersFinish(t *testing.T) {
 	})
 }
 
-// TestCloseCancelsHandlersThatDoNotFinish, after DrainTimeout. An answer still counts
+// TestCloseCancelsHandlersThatDoNotFinish, after CloseTimeout. An answer still counts
 // then, but nothing more is delivered.
 func TestCloseCancelsHandlersThatDoNotFinish(t *testing.T) {
 	eachBroker(t, func(t *testing.T, brokers []string) {
@@ -391,7 +425,7 @@ func TestCloseCancelsHandlersThatDoNotFinish(t *testing.T) {
 		produce(t, brokers, keyed(topic, 1, keys, 2)...)
 		cfg := testSubscriberConfig()
 		cfg.WorkersPerPartition = keys
-		cfg.DrainTimeout = 10 * time.Millisecond
+		cfg.CloseTimeout = 10 * time.Millisecond
 		messages, s := subscribe(t, brokers, cfg, topic)
 		var deaf *message.Message
 		for range keys {
@@ -428,7 +462,7 @@ func TestSubscriptionEndsWithItsContext(t *testing.T) {
 		topic := newTopic(t, brokers, 1)
 		produce(t, brokers, keyed(topic, 1, 1, 2)...)
 		cfg := testSubscriberConfig()
-		cfg.DrainTimeout = 20 * time.Second
+		cfg.CloseTimeout = 20 * time.Second
 		cfg.RebalanceTimeout = 30 * time.Second
 		s := newSubscriber(t, brokers, cfg)
 		ctx, cancel := context.WithCancel(t.Context())

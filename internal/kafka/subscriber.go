@@ -22,7 +22,7 @@ const (
 	// finds out after the session timeout.
 	leaveTimeout = 5 * time.Second
 
-	// cancelGrace is how long Close waits for handlers after it cancelled them.
+	// cancelGrace is how long handlers are waited for after they were cancelled.
 	cancelGrace = 2 * time.Second
 )
 
@@ -54,7 +54,7 @@ func NewSubscriber(cfg Config, sub SubscriberConfig, log *slog.Logger) (*Subscri
 // committed offset is read from its start.
 //
 // When ctx ends, the messages' contexts end at once and the subscription closes its
-// channel after at most DrainTimeout. Close is gentler: it lets handlers finish first.
+// channel when handlers have answered, or after CloseTimeout and a little. Close is gentler: it lets handlers finish first.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,7 +76,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	return sub.out, nil
 }
 
-// Close stops reading, lets handlers finish within DrainTimeout, cancels those that
+// Close stops reading, lets handlers finish within CloseTimeout, cancels those that
 // did not, commits what is done and leaves the group. It returns when every channel
 // is closed; a second call waits for the same.
 func (s *Subscriber) Close() error {
@@ -230,7 +230,7 @@ func (s *subscription) assigned(_ context.Context, _ *kgo.Client, topics map[str
 }
 
 func (s *subscription) revoked(ctx context.Context, _ *kgo.Client, topics map[string][]int32) {
-	released := s.release(topics[s.topic])
+	released := s.release(topics[s.topic], s.cfg.DrainTimeout)
 	if len(released) == 0 {
 		return
 	}
@@ -239,12 +239,14 @@ func (s *subscription) revoked(ctx context.Context, _ *kgo.Client, topics map[st
 }
 
 func (s *subscription) lost(_ context.Context, _ *kgo.Client, topics map[string][]int32) {
-	s.tellReleased(s.release(topics[s.topic]))
+	s.tellReleased(s.release(topics[s.topic], 0)) // somebody else has them already
 }
 
-// release ends the given partitions: no delivery, contexts cancelled, at most
-// DrainTimeout for handlers to answer, then no ack counts.
-func (s *subscription) release(numbers []int32) []*partition {
+// release ends the given partitions: no delivery, handlers may finish within drain,
+// those that did not are cancelled and may answer within cancelGrace, then no ack
+// counts. Meanwhile the group waits for us, and other partitions go on with what was
+// read of them.
+func (s *subscription) release(numbers []int32, drain time.Duration) []*partition {
 	var leaving []*partition
 	s.mu.Lock()
 	for _, number := range numbers {
@@ -255,9 +257,8 @@ func (s *subscription) release(numbers []int32) []*partition {
 	s.mu.Unlock()
 	for _, p := range leaving {
 		p.stopTaking()
-		p.cancel()
 	}
-	s.wait(leaving, s.cfg.DrainTimeout)
+	s.end(leaving, drain)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range leaving {
@@ -265,6 +266,17 @@ func (s *subscription) release(numbers []int32) []*partition {
 		s.forget(p)
 	}
 	return leaving
+}
+
+// end lets handlers finish, then cancels them.
+func (s *subscription) end(partitions []*partition, drain time.Duration) {
+	if drain > 0 && s.wait(partitions, drain) {
+		return
+	}
+	for _, p := range partitions {
+		p.cancel()
+	}
+	s.wait(partitions, cancelGrace)
 }
 
 // wait says whether all partitions fell idle in time. What is sealed was waited for.
@@ -321,12 +333,7 @@ func (s *subscription) shutdown() {
 	for _, p := range all {
 		p.stopTaking()
 	}
-	if !s.wait(all, s.cfg.DrainTimeout) && s.ctx.Err() == nil {
-		for _, p := range all {
-			p.cancel()
-		}
-		s.wait(all, cancelGrace)
-	}
+	s.end(all, s.cfg.CloseTimeout)
 	for _, p := range all {
 		p.seal()
 	}

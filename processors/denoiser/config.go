@@ -31,6 +31,9 @@ type Config struct {
 	// Timeout bounds one attempt, in place of PROCESS_TIMEOUT: the largest picture takes
 	// minutes on a few cores.
 	Timeout time.Duration `env:"DENOISE_TIMEOUT" envDefault:"30m"`
+	// RebalanceTimeout is how long a hand-over of partitions waits for the pictures in work:
+	// what is not done by then, the next owner begins anew.
+	RebalanceTimeout time.Duration `env:"DENOISE_REBALANCE_TIMEOUT" envDefault:"5m"`
 }
 
 // Bounds of the settings.
@@ -45,6 +48,8 @@ const (
 	maxStall       = time.Hour
 	minTimeout     = time.Second
 	maxTimeout     = 24 * time.Hour
+	minRebalance   = 15 * time.Second
+	maxRebalance   = 10 * time.Minute
 )
 
 // Validate reports every fault at once, by the name of the variable.
@@ -68,6 +73,9 @@ func (c Config) Validate() error {
 	}
 	if c.Timeout < minTimeout || c.Timeout > maxTimeout {
 		fault("DENOISE_TIMEOUT is %s: use %s to %s", c.Timeout, minTimeout, maxTimeout)
+	}
+	if c.RebalanceTimeout < minRebalance || c.RebalanceTimeout > maxRebalance {
+		fault("DENOISE_REBALANCE_TIMEOUT is %s: use %s to %s", c.RebalanceTimeout, minRebalance, maxRebalance)
 	}
 	return errors.Join(faults...)
 }

@@ -193,12 +193,13 @@ func TestConfig(t *testing.T) {
 		low, high int
 		step      int
 	}{
-		"DENOISE_THREADS":       {func(c *Config, v int) { c.Threads = v }, 0, 256, 1},
-		"DENOISE_TILE":          {func(c *Config, v int) { c.Tile = v }, 64, 4096, 8},
-		"DENOISE_CONCURRENCY":   {func(c *Config, v int) { c.Concurrency = v }, 1, 64, 1},
-		"DENOISE_NICE":          {func(c *Config, v int) { c.Nice = v }, 0, 19, 1},
-		"DENOISE_STALL_TIMEOUT": {func(c *Config, v int) { c.StallTimeout = time.Duration(v) * time.Second }, 1, 3600, 1},
-		"DENOISE_TIMEOUT":       {func(c *Config, v int) { c.Timeout = time.Duration(v) * time.Second }, 1, 86400, 1},
+		"DENOISE_THREADS":           {func(c *Config, v int) { c.Threads = v }, 0, 256, 1},
+		"DENOISE_TILE":              {func(c *Config, v int) { c.Tile = v }, 64, 4096, 8},
+		"DENOISE_CONCURRENCY":       {func(c *Config, v int) { c.Concurrency = v }, 1, 64, 1},
+		"DENOISE_NICE":              {func(c *Config, v int) { c.Nice = v }, 0, 19, 1},
+		"DENOISE_STALL_TIMEOUT":     {func(c *Config, v int) { c.StallTimeout = time.Duration(v) * time.Second }, 1, 3600, 1},
+		"DENOISE_TIMEOUT":           {func(c *Config, v int) { c.Timeout = time.Duration(v) * time.Second }, 1, 86400, 1},
+		"DENOISE_REBALANCE_TIMEOUT": {func(c *Config, v int) { c.RebalanceTimeout = time.Duration(v) * time.Second }, 15, 600, 1},
 	} {
 		for _, good := range []int{test.low, test.high} {
 			c := byDefault
