@@ -75,6 +75,12 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	if err != nil {
 		return Job{}, err
 	}
+	var ended <-chan struct{}
+	if patience > 0 {
+		var stop func()
+		ended, stop = s.Reader.Watch(id.String()) // before reading the job
+		defer stop()
+	}
 	ctx, cancel := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
 	defer cancel()
 	if after := c.QueryParam("after"); after != "" {
@@ -95,7 +101,7 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 		return Job{}, err
 	}
 	if patience > 0 && state.GetPhase() == events.Phase_PHASE_OPEN {
-		state = s.untilEnded(c.Context(), state, patience)
+		state = s.untilEnded(c.Context(), state, ended, patience)
 	}
 	return s.render(c.Context(), state)
 }
@@ -112,31 +118,27 @@ func (s *Server) patience(wait string) (time.Duration, error) {
 	return time.Duration(seconds * float64(time.Second)), nil
 }
 
-// untilEnded is the job as it is at its end, or when the patience is over. It reads
-// the row again only when the projection has moved in the job's own partition. The
-// position is taken before the row is read: what is applied in between is seen as a
-// move, and read again.
-func (s *Server) untilEnded(ctx context.Context, state *events.Job, patience time.Duration) *events.Job {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	go func() {
+// untilEnded is the job as it is at its end, or when the patience is over.
+func (s *Server) untilEnded(ctx context.Context, state *events.Job, ended <-chan struct{}, patience time.Duration) *events.Job {
+	over := time.NewTimer(patience)
+	defer over.Stop()
+	for last := false; !last && state.GetPhase() == events.Phase_PHASE_OPEN; {
 		select {
+		case <-ended:
+		case <-over.C:
+			last = true // with one more look, for what came since
 		case <-s.Stopping:
-			cancel()
+			return state
 		case <-ctx.Done():
+			return state
 		}
-	}()
-	partition := PartitionOf(state.GetId(), s.Partitions)
-	for {
-		seen := s.Reader.Position(partition)
 		next, err := s.Reader.Job(ctx, state.GetTenant(), state.GetId())
 		if err != nil {
 			return state
 		}
-		if state = next; state.GetPhase() != events.Phase_PHASE_OPEN || s.Reader.Wait(ctx, partition, seen) != nil {
-			return state
-		}
+		state = next
 	}
+	return state
 }
 
 func (s *Server) waitFor(ctx context.Context, token string) error {

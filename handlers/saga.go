@@ -21,8 +21,7 @@ import (
 type SagaConfig struct {
 	// BatchRecords is how many records at most one transaction takes in.
 	BatchRecords int `env:"SAGA_BATCH_RECORDS" envDefault:"2000"`
-	// CommitInterval is how long offsets of records that changed nothing may stay
-	// uncommitted; they go with the next transaction, if that comes sooner.
+	// CommitInterval is how long what was read may stay uncommitted while no job ends.
 	CommitInterval time.Duration `env:"SAGA_COMMIT_INTERVAL" envDefault:"1s"`
 	// Remember is how long an ended job's state is kept after its end, in event
 	// time. A second request under the same idempotency key that raced with the
@@ -148,12 +147,9 @@ func (s *Saga) session(ctx context.Context) error {
 	}
 	defer session.Close()
 	defer s.forget(ctx, nil, nil)
-	// uncommitted counts the records read since the last transaction, all of which
-	// changed nothing: starts, and our own ends come round. Half of the log is such
-	// records, and a transaction costs more than all the rest of what they take.
-	uncommitted := 0
+	p := newPending()
 	for {
-		fetches := s.poll(ctx, session, uncommitted > 0)
+		fetches := s.poll(ctx, session, p.records > 0)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return ctx.Err()
 		}
@@ -162,24 +158,48 @@ func (s *Saga) session(ctx context.Context) error {
 				s.log.Warn("saga cannot fetch", "topic", topic, "partition", partition, "error", err)
 			}
 		})
-		changes, err := s.decide(ctx, fetches)
-		if err != nil {
+		if err := s.decide(ctx, fetches, p); err != nil {
 			return err
 		}
-		uncommitted += fetches.NumRecords()
-		idle := fetches.NumRecords() == 0
-		if uncommitted == 0 || len(changes) == 0 && !idle && uncommitted < s.cfg.BatchRecords {
+		if !p.due(s.cfg, fetches.NumRecords() == 0) {
 			continue
 		}
-		if err := s.transact(ctx, session, changes); err != nil {
+		if err := s.transact(ctx, session, p.changes); err != nil {
 			return err
 		}
-		uncommitted = 0
+		p = newPending()
 	}
 }
 
-// poll waits for records, and no longer than CommitInterval if there is something to
-// commit.
+// pending is what was decided since the last transaction. A transaction costs more than
+// all the rest, so it waits until a job ends: what only changes states, or nothing (starts,
+// and our own ends come round), can be read again.
+//
+// Partitions may be taken away meanwhile. Then the session aborts the next transaction,
+// and this is thrown away as a whole.
+type pending struct {
+	changes map[int32]*changeSet
+	records int
+	since   time.Time
+}
+
+func newPending() *pending {
+	return &pending{changes: map[int32]*changeSet{}, since: time.Now()}
+}
+
+func (p *pending) due(cfg SagaConfig, idle bool) bool {
+	if p.records == 0 {
+		return false
+	}
+	for _, c := range p.changes {
+		if len(c.emitted) > 0 {
+			return true
+		}
+	}
+	return idle || p.records >= cfg.BatchRecords || time.Since(p.since) >= cfg.CommitInterval
+}
+
+// poll waits for records, no longer than CommitInterval if there is something to commit.
 func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, bounded bool) kgo.Fetches {
 	if bounded {
 		var cancel context.CancelFunc
@@ -202,30 +222,29 @@ func (s *Saga) forget(_ context.Context, _ *kgo.Client, lost map[string][]int32)
 	}
 }
 
-// decide folds records, and gives what they change, by partition; of those that change
-// nothing, nothing.
-func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches) (map[int32]*changeSet, error) {
-	changes := map[int32]*changeSet{}
+// decide folds records.
+func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) error {
 	var broken error
-	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-		if broken != nil || len(p.Records) == 0 {
+	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+		if broken != nil || len(f.Records) == 0 {
 			return
 		}
-		memory, err := s.memoryOf(ctx, p.Partition)
-		if err != nil {
-			broken = fmt.Errorf("restore the saga's state of partition %d: %w", p.Partition, err)
-			return
+		c := p.changes[f.Partition]
+		if c == nil {
+			memory, err := s.memoryOf(ctx, f.Partition)
+			if err != nil {
+				broken = fmt.Errorf("restore the saga's state of partition %d: %w", f.Partition, err)
+				return
+			}
+			c = newChangeSet(memory)
+			p.changes[f.Partition] = c
 		}
-		c := newChangeSet(memory)
-		for _, r := range p.Records {
+		for _, r := range f.Records {
 			s.apply(c, r)
 		}
-		c.expire(s.cfg.Remember)
-		if len(c.jobs) > 0 {
-			changes[p.Partition] = c
-		}
+		p.records += len(f.Records)
 	})
-	return changes, broken
+	return broken
 }
 
 // transact writes what was decided, and the offsets of all that was read.
@@ -235,6 +254,7 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 	}
 	refused := make(chan error, 1)
 	for partition, c := range changes {
+		c.expire(s.cfg.Remember)
 		records, err := c.records(partition % s.changelogPartitions)
 		if err != nil {
 			return err

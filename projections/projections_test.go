@@ -130,7 +130,7 @@ func (w *world) produceJobs(from, to int, random *rand.Rand) {
 func (w *world) caughtUp() {
 	w.t.Helper()
 	for partition, offset := range w.last {
-		require.NoError(w.t, w.reader.Wait(w.ctx(), partition, offset), "partition %d at %d of %d", partition, w.reader.Position(partition), offset)
+		require.NoError(w.t, w.reader.Wait(w.ctx(), partition, offset), "partition %d up to %d", partition, offset)
 	}
 	for id, want := range w.folded {
 		have, err := w.reader.Job(w.ctx(), "test", id)
@@ -174,6 +174,49 @@ func TestReadModelIsTheFoldOfTheLog(t *testing.T) {
 		require.NoError(t, <-done)
 	}
 	w.caughtUp()
+}
+
+// Who waits for a job's end is told of it, whichever projector sees it, and also after the
+// database was away.
+func TestWatchersHearOfTheEnd(t *testing.T) {
+	w := newWorld(t)
+	w.projector()
+	random := rand.New(rand.NewPCG(1, 1))
+	told := func(from, to int, between func()) {
+		var all []<-chan struct{}
+		for i := from; i < to; i++ {
+			ended, stop := w.reader.Watch(events.JobID("test", fmt.Sprint(i)))
+			t.Cleanup(stop)
+			all = append(all, ended)
+		}
+		other, stop := w.reader.Watch("another job")
+		defer stop()
+		w.produceJobs(from, to, random)
+		between()
+		for i, ended := range all {
+			for id := events.JobID("test", fmt.Sprint(from+i)); ; {
+				select {
+				case <-ended:
+				case <-w.ctx().Done():
+					t.Fatalf("not told of the end of job %d", from+i)
+				}
+				// Being told may also mean that news were missed.
+				job, err := w.reader.Job(w.ctx(), "test", id)
+				if err == nil && job.GetPhase() == events.Phase_PHASE_ENDED {
+					break
+				}
+			}
+		}
+		if from == 10 { // by then nothing was missed
+			require.Empty(t, other)
+		}
+	}
+	told(0, 10, func() {})
+	told(10, 20, func() {})
+	told(20, 30, func() {
+		require.NoError(t, w.postgres.Kill())
+		require.NoError(t, w.postgres.Restart())
+	})
 }
 
 // A transaction's marker is an offset too: the projection is seen to reach the end.

@@ -168,7 +168,10 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		if changed, err = s.fold(ctx, tx, batch); err != nil {
 			return err
 		}
-		return write(ctx, tx, changed)
+		if err := write(ctx, tx, changed); err != nil {
+			return err
+		}
+		return tell(ctx, tx, moved, changed)
 	})
 	if err != nil {
 		return err
@@ -200,8 +203,18 @@ func (s *session) advance(ctx context.Context, tx pgx.Tx, moved map[int32]int64)
 	if tag.RowsAffected() != int64(len(moved)) {
 		return errMoved
 	}
-	// Delivered at commit, to every process that answers queries.
-	for _, payload := range encodeMoves(moved) {
+	return nil
+}
+
+// tell says, at commit and to every process that answers queries, what has come.
+func tell(ctx context.Context, tx pgx.Tx, moved map[int32]int64, changed map[string]*events.Job) error {
+	n := news{moves: moved}
+	for id, job := range changed {
+		if job.GetPhase() != events.Phase_PHASE_OPEN {
+			n.ended = append(n.ended, id)
+		}
+	}
+	for _, payload := range n.encode() {
 		if _, err := tx.Exec(ctx, "SELECT pg_notify($1, $2)", channel, payload); err != nil {
 			return fmt.Errorf("tell of the projection's offsets: %w", err)
 		}

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -16,9 +14,6 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 )
-
-// channel carries, at each commit of the projector, which offsets it reached.
-const channel = "pixtools_projection"
 
 // Errors of queries.
 var (
@@ -42,11 +37,14 @@ type Reader struct {
 	next map[int32]int64
 	// changed is closed, and replaced, whenever next grows.
 	changed chan struct{}
+	// watched has a channel for each watcher of a job's end, by job.
+	watched map[string]map[chan struct{}]struct{}
 }
 
 // NewReader makes a reader of the projection of one log; call Listen beside it.
 func NewReader(cfg Config, pool *pgxpool.Pool, logID [16]byte, log *slog.Logger) *Reader {
-	return &Reader{cfg: cfg, pool: pool, logID: logID, log: log, next: map[int32]int64{}, changed: make(chan struct{})}
+	return &Reader{cfg: cfg, pool: pool, logID: logID, log: log, next: map[int32]int64{}, changed: make(chan struct{}),
+		watched: map[string]map[chan struct{}]struct{}{}}
 }
 
 // Job is a job of a tenant as the read model has it.
@@ -91,12 +89,23 @@ func (r *Reader) Wait(ctx context.Context, partition int32, offset int64) error 
 	}
 }
 
-// Position is the offset that the projection applies next in a partition, as far as
-// we have heard.
-func (r *Reader) Position(partition int32) int64 {
+// Watch gives a channel that receives whenever the job may have ended: when it has, and
+// when news may have been missed. Who watches before reading the job misses no end.
+func (r *Reader) Watch(id string) (ended <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.next[partition]
+	if r.watched[id] == nil {
+		r.watched[id] = map[chan struct{}]struct{}{}
+	}
+	r.watched[id][c] = struct{}{}
+	return c, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if delete(r.watched[id], c); len(r.watched[id]) == 0 {
+			delete(r.watched, id)
+		}
+	}
 }
 
 // Listen follows the projection until ctx is done.
@@ -138,60 +147,47 @@ func (r *Reader) listen(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	r.moved(moves)
+	r.hear(news{moves: moves})
+	r.wakeAll() // what ended before LISTEN was not told to us
 	for {
 		n, err := raw.WaitForNotification(ctx)
 		if err != nil {
 			return err
 		}
-		moves, err := decodeMoves(n.Payload)
+		told, err := decodeNews(n.Payload)
 		if err != nil {
 			return err
 		}
-		r.moved(moves)
+		r.hear(told)
 	}
 }
 
-func (r *Reader) moved(moves map[int32]int64) {
+func (r *Reader) hear(n news) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for partition, next := range moves {
+	for partition, next := range n.moves {
 		r.next[partition] = max(r.next[partition], next)
 	}
 	close(r.changed)
 	r.changed = make(chan struct{})
+	for _, id := range n.ended {
+		wake(r.watched[id])
+	}
 }
 
-// movesPerNotification keeps a notification within the 8000 bytes that Postgres takes:
-// a partition and an offset are 32 bytes at most.
-const movesPerNotification = 240
-
-// encodeMoves writes partition:offset pairs.
-func encodeMoves(moves map[int32]int64) []string {
-	var payloads []string
-	var b strings.Builder
-	n := 0
-	for partition, next := range moves {
-		fmt.Fprintf(&b, "%d:%d ", partition, next)
-		if n++; n%movesPerNotification == 0 || n == len(moves) {
-			payloads = append(payloads, b.String())
-			b.Reset()
-		}
+func (r *Reader) wakeAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, watchers := range r.watched {
+		wake(watchers)
 	}
-	return payloads
 }
 
-func decodeMoves(payload string) (map[int32]int64, error) {
-	moves := map[int32]int64{}
-	for _, move := range strings.Fields(payload) {
-		p, o, _ := strings.Cut(move, ":")
-		partition, err := strconv.ParseInt(p, 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("notification %q: %w", payload, err)
-		}
-		if moves[int32(partition)], err = strconv.ParseInt(o, 10, 64); err != nil {
-			return nil, fmt.Errorf("notification %q: %w", payload, err)
+func wake(watchers map[chan struct{}]struct{}) {
+	for c := range watchers {
+		select {
+		case c <- struct{}{}:
+		default: // it was woken, and has not looked yet
 		}
 	}
-	return moves, nil
 }
