@@ -30,14 +30,16 @@ lint: native schemas ## run the linters, and check the public contract
 	@sh internal/lint/install.sh go
 	@$(ENV) build/tools/golangci-lint run ./...
 
-bench: build ## measure jobs a second, CPU a job, and times, in embedded mode
+bench: build ## measure jobs a second, CPU a job, times; denoising beside its peers (PyTorch: 7 GB, once; PEERS=0 without)
 	@$(ENV) go run ./bench/load
+	@[ "$(PEERS)" = 0 ] || models/training/venv.sh >/dev/null
+	@$(ENV) go run ./bench/denoise
 
 generate: native ## write events/*.pb.go, schemas/descriptors.binpb and schemas/openapi.json anew
 	@sh schemas/generate.sh
 
 model-import: ## make a DENOISE_MODEL of a KAIR/DnCNN state dict: make model-import WEIGHTS=dncnn_color_blind.pth
-	@sh models/import.sh "$(WEIGHTS)"
+	@models/import.sh "$(WEIGHTS)"
 
 clean: ## remove what was built; data/ and the training's build/training stay
 	@rm -rf web/vendor

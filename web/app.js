@@ -53,6 +53,11 @@ function show(job) {
       link.href = job.result_urls[op];
       link.textContent = `Download (${bytes(result.artifact.bytes)})`;
       item.append(link);
+    } else if (result.state === "RUNNING" && result.progress > 0) {
+      const bar = document.createElement("progress");
+      bar.value = result.progress;
+      bar.ariaLabel = `${op}: ${Math.round(result.progress * 100)} percent done`;
+      item.append(bar);
     } else if (result.error) {
       name.textContent += ` — ${result.error.message}`;
     }

@@ -105,7 +105,7 @@ func run(runs, threads int) error {
 	}
 	show(rows, runs, threads)
 	if !trained {
-		fmt.Printf("\nno DnCNN and no PyTorch: %s is missing; sh models/training/venv.sh makes it (about 7 GB)\n", python)
+		fmt.Printf("\nno DnCNN and no PyTorch: %s is missing; models/training/venv.sh makes it (about 7 GB)\n", python)
 	}
 	return nil
 }

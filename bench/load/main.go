@@ -1,7 +1,9 @@
 // Command load measures the main job: a small PNG to webp, some clients at once.
 // It starts the given binary in embedded mode in a directory of its own, warms it
 // up, and prints jobs/s, CPU-seconds per job over all of its processes, and the
-// times from a submission's start to its answer, and to the job's end.
+// times from a submission's start to its answer, and to the job's end; beside them how
+// long the disk takes to sync, which every job waits for several times over. Then it
+// measures single jobs alone, and while denoise jobs wait.
 package main
 
 import (
@@ -16,6 +18,7 @@ import (
 	"image/png"
 	"io"
 	"log"
+	"math/rand/v2"
 	"mime/multipart"
 	"net"
 	"net/http"
@@ -41,13 +44,14 @@ func main() {
 	jobs := flag.Int("jobs", 3000, "jobs to measure")
 	warm := flag.Int("warm", 300, "jobs before measuring")
 	clients := flag.Int("clients", 16, "clients at once")
+	waiting := flag.Int("denoise", 50, "denoise jobs that wait while single jobs are measured; 0 leaves that out")
 	flag.Parse()
-	if err := run(*binary, *jobs, *warm, *clients); err != nil {
+	if err := run(*binary, *jobs, *warm, *clients, *waiting); err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
 
-func run(binary string, jobs, warm, clients int) error {
+func run(binary string, jobs, warm, clients, waiting int) error {
 	dir, err := os.MkdirTemp("/var/tmp", "pixtools-bench-")
 	if err != nil {
 		return err
@@ -81,6 +85,10 @@ func run(binary string, jobs, warm, clients int) error {
 	if _, err := b.load(warm, clients); err != nil {
 		return err
 	}
+	syncs, err := syncTimes(dir)
+	if err != nil {
+		return err
+	}
 	before, start := cpuOf(cmd.Process.Pid), time.Now()
 	times, err := b.load(jobs, clients)
 	if err != nil {
@@ -95,7 +103,65 @@ func run(binary string, jobs, warm, clients int) error {
 	fmt.Printf("cores busy          %.2f\n", cpu.Seconds()/wall.Seconds())
 	fmt.Printf("submit, ms          %s\n", percentiles(times.submit))
 	fmt.Printf("end to end, ms      %s\n", percentiles(times.end))
+	fmt.Printf("one disk sync, ms   %s\n", percentiles(syncs))
+	if waiting == 0 {
+		return nil
+	}
+	return b.besideDenoise(waiting)
+}
+
+const (
+	// singles is how many jobs are measured one at a time.
+	singles = 100
+	// noisySide makes a picture that takes some seconds to denoise.
+	noisySide = 1024
+)
+
+// besideDenoise measures single jobs, and the same while denoise jobs wait for their turn.
+func (b *bench) besideDenoise(waiting int) error {
+	alone, err := b.load(singles, 1)
+	if err != nil {
+		return err
+	}
+	var last string
+	for i := range waiting {
+		body, contentType := form(noise(i), "denoise")
+		if last, err = b.submit(body, contentType); err != nil {
+			return err
+		}
+	}
+	beside, err := b.load(singles, 1)
+	if err != nil {
+		return err
+	}
+	if status, err := b.status(last, "0"); err != nil || status != "PENDING" {
+		return fmt.Errorf("the last denoise job is %s: they did not wait long enough to measure beside them: %w", status, err)
+	}
+	fmt.Printf("alone, ms           %s\n", percentiles(alone.end))
+	fmt.Printf("%d denoise wait, ms %s\n", waiting, percentiles(beside.end))
+	fmt.Printf("ratio of the p50    %.2f\n", float64(beside.end[len(beside.end)/2])/float64(alone.end[len(alone.end)/2]))
 	return nil
+}
+
+// syncTimes are those of small appends, each with its sync, as a log makes them.
+func syncTimes(dir string) ([]time.Duration, error) {
+	file, err := os.Create(filepath.Join(dir, "syncs"))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	var all []time.Duration
+	for range 200 {
+		start := time.Now()
+		if _, err := file.Write(make([]byte, 500)); err != nil {
+			return nil, err
+		}
+		if err := file.Sync(); err != nil {
+			return nil, err
+		}
+		all = append(all, time.Since(start))
+	}
+	return all, nil
 }
 
 type bench struct {
@@ -137,38 +203,51 @@ func (b *bench) load(n, clients int) (timings, error) {
 }
 
 func (b *bench) job(i int) (submit, end time.Duration, err error) {
-	body, contentType := form(i)
+	body, contentType := form(gradient(i), "webp")
 	start := time.Now()
-	response, err := b.client.Post(b.base+"/api/process", contentType, body)
+	id, err := b.submit(body, contentType)
 	if err != nil {
-		return 0, 0, err
-	}
-	var accepted struct {
-		JobID string `json:"job_id"`
-	}
-	if err := decode(response, http.StatusAccepted, &accepted); err != nil {
 		return 0, 0, err
 	}
 	submit = time.Since(start)
 	for deadline := start.Add(time.Minute); time.Now().Before(deadline); {
-		response, err := b.client.Get(b.base + "/api/jobs/" + accepted.JobID + "?wait=10")
+		status, err := b.status(id, "10")
 		if err != nil {
 			return 0, 0, err
 		}
-		var job struct {
-			Status string `json:"status"`
-		}
-		if err := decode(response, http.StatusOK, &job); err != nil {
-			return 0, 0, err
-		}
-		switch job.Status {
+		switch status {
 		case "COMPLETED":
 			return submit, time.Since(start), nil
 		case "FAILED":
-			return 0, 0, fmt.Errorf("job %s failed", accepted.JobID)
+			return 0, 0, fmt.Errorf("job %s failed", id)
 		}
 	}
-	return 0, 0, fmt.Errorf("job %s did not end in a minute", accepted.JobID)
+	return 0, 0, fmt.Errorf("job %s did not end in a minute", id)
+}
+
+func (b *bench) submit(body io.Reader, contentType string) (id string, err error) {
+	response, err := b.client.Post(b.base+"/api/process", contentType, body)
+	if err != nil {
+		return "", err
+	}
+	var accepted struct {
+		JobID string `json:"job_id"`
+	}
+	err = decode(response, http.StatusAccepted, &accepted)
+	return accepted.JobID, err
+}
+
+// status is the job's when it ends, or after so many seconds.
+func (b *bench) status(id, wait string) (string, error) {
+	response, err := b.client.Get(b.base + "/api/jobs/" + id + "?wait=" + wait)
+	if err != nil {
+		return "", err
+	}
+	var job struct {
+		Status string `json:"status"`
+	}
+	err = decode(response, http.StatusOK, &job)
+	return job.Status, err
 }
 
 func decode(response *http.Response, want int, into any) error {
@@ -183,14 +262,29 @@ func decode(response *http.Response, want int, into any) error {
 	return json.Unmarshal(raw, into)
 }
 
-// form is a submission; every job's picture differs, so that nothing can be reused.
-func form(i int) (io.Reader, string) {
+// gradient differs from job to job, so that nothing can be reused.
+func gradient(i int) image.Image {
 	picture := image.NewNRGBA(image.Rect(0, 0, 64, 64))
 	for y := range 64 {
 		for x := range 64 {
 			picture.SetNRGBA(x, y, color.NRGBA{uint8(x * 4), uint8(y*4 + i), uint8(i >> 4), 255})
 		}
 	}
+	return picture
+}
+
+// noise is grey, so that its file is small.
+func noise(i int) image.Image {
+	random := rand.New(rand.NewPCG(uint64(i), 1))
+	picture := image.NewGray(image.Rect(0, 0, noisySide, noisySide))
+	for at := range picture.Pix {
+		picture.Pix[at] = uint8(96 + random.IntN(64))
+	}
+	return picture
+}
+
+// form is a submission.
+func form(picture image.Image, operation string) (io.Reader, string) {
 	var body bytes.Buffer
 	w := multipart.NewWriter(&body)
 	h := textproto.MIMEHeader{"Content-Disposition": {`form-data; name="file"; filename="bench.png"`}, "Content-Type": {"image/png"}}
@@ -199,7 +293,7 @@ func form(i int) (io.Reader, string) {
 		err = png.Encode(part, picture)
 	}
 	if err == nil {
-		err = errors.Join(w.WriteField("operations", `["webp"]`), w.Close())
+		err = errors.Join(w.WriteField("operations", fmt.Sprintf("[%q]", operation)), w.Close())
 	}
 	if err != nil {
 		panic(err) // writing to memory

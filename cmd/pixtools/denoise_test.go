@@ -16,10 +16,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/api"
@@ -183,6 +185,46 @@ func TestDenoiseJobsTakeTurns(t *testing.T) {
 			require.False(t, a.from.Before(first), "attempt %d began while two were under way", i)
 		}
 	}
+}
+
+// TestDenoiseSurvivesRebalances: workers come and go while pictures are in work. Each is
+// worked on once, since a hand-over waits for it.
+func TestDenoiseSurvivesRebalances(t *testing.T) {
+	variables := realEnv(t)
+	variables["DENOISE_TILE"], variables["DENOISE_THREADS"] = "256", "1"
+	p := run(t, variables)
+	const jobs = 8
+	var ids []string
+	for i := range jobs {
+		ids = append(ids, p.submit(file("a.png", "image/png", pngOf(t, grainy(500+i, 400, 25))), field("operations", `["denoise"]`)))
+	}
+	p.ended(ids[0]) // the work has begun
+	for range 2 {
+		other := prepare(t, variables, "--roles=ml")
+		other.start()
+		eventually(t, "a second member of the group", func() error {
+			if n := membersOf(t, variables["KAFKA_BROKERS"], events.OperationGroup+"denoise"); n != 2 {
+				return fmt.Errorf("%d members", n)
+			}
+			return nil
+		})
+		require.NoError(t, other.cmd.Process.Signal(os.Interrupt))
+		require.NoError(t, other.cmd.Wait())
+	}
+	for _, id := range ids {
+		job := p.ended(id)
+		require.Equal(t, "COMPLETED", job.Status)
+		require.EqualValues(t, 1, job.OperationResults["denoise"].Attempt)
+	}
+}
+
+func membersOf(t *testing.T, brokers, group string) int {
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...))
+	require.NoError(t, err)
+	defer client.Close()
+	groups, err := kadm.NewClient(client).DescribeGroups(within(t), group)
+	require.NoError(t, err)
+	return len(groups[group].Members)
 }
 
 // TestDenoiseSurvivesItsChild: one that is killed at work costs an attempt, and no more.
