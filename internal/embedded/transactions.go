@@ -79,12 +79,12 @@ func openJournal(dir string, log *slog.Logger) (*commitJournal, error) {
 
 // watch has the broker ask us before it handles what concerns us.
 func (j *commitJournal) watch(cluster *kfake.Cluster) {
-	cluster.ControlKey(int16(kmsg.TxnOffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) { //nolint:staticcheck // kfake's signature
+	cluster.ControlKey(int16(kmsg.TxnOffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
 		j.remember(r.(*kmsg.TxnOffsetCommitRequest))
 		return nil, nil, false
 	})
-	cluster.ControlKey(int16(kmsg.EndTxn), func(r kmsg.Request) (kmsg.Response, error, bool) { //nolint:staticcheck // kfake's signature
+	cluster.ControlKey(int16(kmsg.EndTxn), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
 		request := r.(*kmsg.EndTxnRequest)
 		if err := j.end(request); err != nil {
