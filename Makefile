@@ -33,7 +33,7 @@ lint: native schemas ## run the linters, and check the public contract
 bench: build ## measure jobs a second, CPU a job, times; denoising beside its peers (PyTorch: 7 GB, once; PEERS=0 without)
 	@$(ENV) go run ./bench/load
 	@[ "$(PEERS)" = 0 ] || models/training/venv.sh >/dev/null
-	@$(ENV) go run ./bench/denoise
+	@$(ENV) go run ./bench/denoise -peers=$(if $(filter 0,$(PEERS)),false,true)
 
 generate: native ## write events/*.pb.go, schemas/descriptors.binpb and schemas/openapi.json anew
 	@sh schemas/generate.sh

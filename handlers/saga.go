@@ -180,12 +180,10 @@ func (s *Saga) session(ctx context.Context) error {
 type pending struct {
 	changes map[int32]*changeSet
 	records int
-	since   time.Time
+	since   time.Time // when the first of them came
 }
 
-func newPending() *pending {
-	return &pending{changes: map[int32]*changeSet{}, since: time.Now()}
-}
+func newPending() *pending { return &pending{changes: map[int32]*changeSet{}} }
 
 func (p *pending) due(cfg SagaConfig, idle bool) bool {
 	if p.records == 0 {
@@ -241,6 +239,9 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 		}
 		for _, r := range f.Records {
 			s.apply(c, r)
+		}
+		if p.records == 0 {
+			p.since = time.Now()
 		}
 		p.records += len(f.Records)
 	})

@@ -9,7 +9,7 @@ import (
 // png's several ways.
 const denoisePNGEffort = 6
 
-// Denoise has a role and a group of its own: one picture keeps all cores busy for a while.
+// Denoise has a role and a group of its own: one picture keeps most of the cores busy for a while.
 var Denoise = Operation{Name: "denoise", Request: func(source, target string, _ map[string]any) engine.Request {
 	return engine.Request{Source: source, Target: target, Format: sniff.PNG, Effort: denoisePNGEffort, Denoise: true}
 }}

@@ -366,11 +366,10 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 	key := fmt.Sprintf("%s%s/%s/%x.%s", blob.ProcessedPrefix, jobID, w.operation.Name, sum, w.target.Extension)
 	// The work is done: storage that is away is waited for, not worked for again.
 	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		_, err := file.Seek(0, io.SeekStart)
-		if err == nil {
-			err = w.store.Put(ctx, key, file, size, sum, w.target.ContentType)
+		if _, err := file.Seek(0, io.SeekStart); err != nil {
+			return struct{}{}, backoff.Permanent(err) // our own disk's fault
 		}
-		return struct{}{}, err
+		return struct{}{}, w.store.Put(ctx, key, file, size, sum, w.target.ContentType)
 	}, backoff.WithMaxElapsedTime(w.cfg.GiveUpAfter), backoff.WithNotify(func(err error, pause time.Duration) {
 		w.log.Warn("cannot store the artifact, trying again", "job", jobID, "after", pause.String(), "error", err)
 	}))

@@ -48,6 +48,11 @@ type Config struct {
 // Validate names every value out of range.
 func (c Config) Validate() error {
 	var faults []error
+	if c.URL != "" {
+		if _, err := c.poolConfig(); err != nil {
+			faults = append(faults, err)
+		}
+	}
 	if c.MaxConns < 2 {
 		faults = append(faults, fmt.Errorf("DATABASE_MAX_CONNS is %d: it must be 2 or more connections", c.MaxConns))
 	}
@@ -65,13 +70,20 @@ func (c Config) Validate() error {
 	return errors.Join(faults...)
 }
 
-// Open makes the pool for a schema. It does not wait for the database.
-func Open(cfg Config, schema string) (*pgxpool.Pool, error) {
+func (c Config) poolConfig() (*pgxpool.Config, error) {
 	// The Python service's configuration named its driver in the scheme.
-	url := strings.Replace(cfg.URL, "postgresql+asyncpg://", "postgresql://", 1)
-	pc, err := pgxpool.ParseConfig(url)
+	pc, err := pgxpool.ParseConfig(strings.Replace(c.URL, "postgresql+asyncpg://", "postgresql://", 1))
 	if err != nil {
 		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+	}
+	return pc, nil
+}
+
+// Open makes the pool for a schema. It does not wait for the database.
+func Open(cfg Config, schema string) (*pgxpool.Pool, error) {
+	pc, err := cfg.poolConfig()
+	if err != nil {
+		return nil, err
 	}
 	pc.MaxConns = cfg.MaxConns
 	pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout

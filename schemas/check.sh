@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks the public contract; `make lint` runs it. It changes no committed file.
+# Checks the public contract; `make test` and `make lint` run it. It changes no committed file.
 #
 #	sh schemas/check.sh
 #

@@ -46,11 +46,12 @@ func main() {
 	engine.ChildMain()
 	runs := flag.Int("runs", 5, "runs of each, after one that does not count; medians are shown")
 	threads := flag.Int("threads", runtime.NumCPU(), "threads of each network")
+	peers := flag.Bool("peers", true, "measure DnCNN and PyTorch beside it")
 	flag.Parse()
 	if *runs < 1 || *threads < 1 {
 		log.Fatal("bench: -runs and -threads must be 1 or more")
 	}
-	if err := run(*runs, *threads); err != nil {
+	if err := run(*runs, *threads, *peers); err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
@@ -61,7 +62,7 @@ type row struct {
 	cpu, wall []float64 // seconds
 }
 
-func run(runs, threads int) error {
+func run(runs, threads int, peers bool) error {
 	dir, err := os.MkdirTemp("", "pixtools-bench-")
 	if err != nil {
 		return err
@@ -77,10 +78,11 @@ func run(runs, threads int) error {
 		return err
 	}
 	subjects := []*subject{ours}
-	trained := true
+	trained := peers
 	if _, err := os.Stat(python); err != nil {
 		trained = false
-	} else {
+	}
+	if trained {
 		model := filepath.Join(dir, "dncnn")
 		if out, err := exec.Command(python, "models/training/dncnn.py", "random", model).CombinedOutput(); err != nil {
 			return fmt.Errorf("dncnn.py random: %w: %s", err, out)
@@ -104,7 +106,7 @@ func run(runs, threads int) error {
 		rows = append(rows, torch...)
 	}
 	show(rows, runs, threads)
-	if !trained {
+	if peers && !trained {
 		fmt.Printf("\nno DnCNN and no PyTorch: %s is missing; models/training/venv.sh makes it (about 7 GB)\n", python)
 	}
 	return nil

@@ -43,7 +43,7 @@ type config struct {
 	// Workers is how many conversions of one operation run at once; 0: one a core.
 	Workers int `env:"CONVERT_CONCURRENCY" envDefault:"0"`
 	// StopTimeout bounds a graceful stop.
-	StopTimeout time.Duration `env:"STOP_TIMEOUT" envDefault:"15s"`
+	StopTimeout time.Duration `env:"STOP_TIMEOUT" envDefault:"25s"`
 	// PprofAddr is where profiles are served, for instance 127.0.0.1:6060; empty: nowhere.
 	PprofAddr string `env:"PPROF_ADDR"`
 	LogLevel  string `env:"LOG_LEVEL" envDefault:"warn"`
@@ -91,6 +91,9 @@ func loadConfig() (config, error) {
 	}
 	if c.RedisTimeout < time.Millisecond || c.RedisTimeout > 10*time.Second {
 		faults = append(faults, fmt.Errorf("REDIS_TIMEOUT is %s: it must be from 1ms to 10s", c.RedisTimeout))
+	}
+	if c.Consumer.CloseTimeout >= c.StopTimeout {
+		faults = append(faults, fmt.Errorf("KAFKA_CONSUMER_CLOSE_TIMEOUT is %s: it must be less than STOP_TIMEOUT, %s", c.Consumer.CloseTimeout, c.StopTimeout))
 	}
 	if c.StopTimeout < time.Second {
 		faults = append(faults, fmt.Errorf("STOP_TIMEOUT is %s: it must be 1s or more", c.StopTimeout))

@@ -317,7 +317,7 @@ func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
 // handOverMargin is what a hand-over takes beside the work: cancelling, and a commit.
 const handOverMargin = 10 * time.Second
 
-// ml runs what takes all cores for a while, apart from the rest.
+// ml runs what takes most of the cores for a while, apart from the rest.
 func (s *services) ml(ctx context.Context, group *errgroup.Group) error {
 	consumer, worker, pool, children := s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, s.cfg.Denoise.Concurrency
 	// One more than are worked on, so that its source is here when its turn comes.

@@ -44,7 +44,7 @@ func submitCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&s.ops, "ops", "", "operations, separated by commas: jpg, png, webp, avif (required)")
+	flags.StringVar(&s.ops, "ops", "", "operations, separated by commas: jpg, png, webp, avif, denoise (required)")
 	flags.StringVar(&s.params, "params", "", `parameters as JSON, for instance {"webp":{"quality":80}}`)
 	flags.StringVar(&s.key, "key", "", "idempotency key; without it every run is a new job")
 	flags.StringVar(&s.webhook, "webhook", "", "address to post the outcome to")

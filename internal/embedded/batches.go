@@ -27,6 +27,11 @@ const (
 	batchEpochAt      = 51
 	batchMinimum      = 61
 
+	// A control batch has one record: its length, attributes, offsets and the length of its key take a byte
+	// each, and of the key two bytes are a version and two the type: 0 aborts, 1 commits.
+	markerTypeAt = batchMinimum + 5 + 3
+	markerCommit = 1
+
 	attributeTransactional = 1 << 4
 	attributeControl       = 1 << 5
 )
@@ -38,6 +43,8 @@ type batchInfo struct {
 	producerID             int64
 	epoch                  int16
 	transactional, control bool
+	// aborts: it is the end of a transaction that was aborted. Else a control batch is a commit.
+	aborts bool
 }
 
 // eachBatch goes through a partition's batches, segment after segment; of each, until one is damaged or
@@ -68,10 +75,12 @@ func eachBatch(dir string, visit func(batchInfo)) error {
 		}
 		for size := batchSize(raw); size > 0; size = batchSize(raw) {
 			attributes := binary.BigEndian.Uint16(raw[batchAttributesAt:])
-			visit(batchInfo{
+			b := batchInfo{
 				producerID: int64(binary.BigEndian.Uint64(raw[batchProducerAt:])), epoch: int16(binary.BigEndian.Uint16(raw[batchEpochAt:])),
 				transactional: attributes&attributeTransactional != 0, control: attributes&attributeControl != 0,
-			})
+			}
+			b.aborts = b.control && (size <= markerTypeAt || raw[markerTypeAt] != markerCommit)
+			visit(b)
 			raw = raw[size:]
 		}
 	}

@@ -68,11 +68,12 @@ func (p *Parts) startKafka(ctx context.Context, cfg Config, st state) error {
 	if err != nil {
 		return err
 	}
-	open := func() (*broker, error) { return p.openBroker(dir, st.KafkaPort) }
-	if err := p.finishCommit(ctx, dir, journal, open); err != nil {
+	// On a port that nobody knows: consumers that come back must not read before it is done.
+	apart := func() (*broker, error) { return p.openBroker(dir, 0) }
+	if err := p.finishCommit(ctx, dir, journal, apart); err != nil {
 		return errors.Join(err, journal.file.Close())
 	}
-	b, err := open()
+	b, err := p.openBroker(dir, st.KafkaPort)
 	if err != nil {
 		return errors.Join(err, journal.file.Close())
 	}
@@ -97,6 +98,7 @@ type broker struct {
 	client  *kgo.Client
 }
 
+// openBroker opens the log; port 0 is any.
 func (p *Parts) openBroker(dir string, port int) (*broker, error) {
 	cluster, err := kfake.NewCluster(
 		kfake.DataDir(dir), kfake.SyncWrites(),
@@ -112,7 +114,7 @@ func (p *Parts) openBroker(dir string, port int) (*broker, error) {
 		}
 		return nil, fmt.Errorf("open the log in %s: %w", dir, err)
 	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(address(port)), kgo.DisableClientMetrics())
+	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.DisableClientMetrics())
 	if err != nil {
 		cluster.Close()
 		return nil, err

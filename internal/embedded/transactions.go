@@ -178,15 +178,16 @@ func dropSnapshots(dir string) error {
 	return nil
 }
 
-// unmarked lists the partitions that hold records of the transaction and not its end.
-func (n *commitNote) unmarked(dir string) (kadm.TopicsSet, error) {
-	open := kadm.TopicsSet{}
+// unmarked lists the partitions that hold records of the transaction and not its end. If it was aborted in
+// any, which means that the broker refused the commit after we had noted it, aborted is true.
+func (n *commitNote) unmarked(dir string) (open kadm.TopicsSet, aborted bool, err error) {
+	open = kadm.TopicsSet{}
 	partitions, err := os.ReadDir(filepath.Join(dir, "partitions"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return open, nil
+		return open, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for _, p := range partitions {
 		escaped, number, ok := cutLast(p.Name(), "-")
@@ -197,18 +198,23 @@ func (n *commitNote) unmarked(dir string) (kadm.TopicsSet, error) {
 		}
 		begun := false
 		err = eachBatch(filepath.Join(dir, "partitions", p.Name()), func(b batchInfo) {
-			if b.producerID == n.ProducerID && b.epoch == n.Epoch && b.transactional {
-				begun = !b.control
+			switch {
+			case b.producerID != n.ProducerID:
+			case b.control: // of whatever epoch: it ends what the producer has open
+				aborted = aborted || begun && b.aborts
+				begun = false
+			case b.transactional:
+				begun = b.epoch == n.Epoch
 			}
 		})
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if begun {
 			open.Add(topic, int32(partition))
 		}
 	}
-	return open, nil
+	return open, aborted, nil
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {
@@ -295,9 +301,12 @@ func (p *Parts) finishCommit(ctx context.Context, dir string, j *commitJournal, 
 	if err := dropSnapshots(dir); err != nil {
 		return err
 	}
-	unmarked, err := n.unmarked(dir)
+	unmarked, aborted, err := n.unmarked(dir)
 	if err != nil {
 		return err
+	}
+	if aborted {
+		return j.clear()
 	}
 	b, err := open()
 	if err != nil {

@@ -64,7 +64,7 @@ func session(cfg Config, m models.Model) (*onnx.DynamicAdvancedSession, error) {
 	defer options.Destroy()
 	threads := cfg.Threads
 	if threads == 0 {
-		threads = runtime.NumCPU()
+		threads = max(1, runtime.NumCPU()-1)
 	}
 	err = errors.Join(
 		options.SetIntraOpNumThreads(threads),

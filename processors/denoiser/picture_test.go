@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -137,14 +138,22 @@ func TestTinyPictures(t *testing.T) {
 }
 
 // Put together, tiles are the whole picture, to the bit: the runtime computes a pixel in
-// the same way, wherever it lies in a tile, as long as tiles begin at the multiple.
+// the same way, wherever it lies in a tile, as long as tiles begin at the multiple. That
+// was seen on x86-64; elsewhere one 8-bit step is allowed.
 func TestTilesAreTheWhole(t *testing.T) {
 	least := 2*network.model.Halo + 2*network.model.Multiple
 	for _, test := range []struct{ width, height, bands, tile int }{
 		{512, 400, 3, least + 64}, {505, 399, 3, least + 128}, {700, 250, 1, least}, {241, 703, 4, least + 200},
 	} {
 		p := noisy(test.width, test.height, test.bands, true, 25)
-		require.Equal(t, denoise(t, p, whole).Pixels, denoise(t, p, test.tile).Pixels, "%+v", test)
+		want, got := denoise(t, p, whole), denoise(t, p, test.tile)
+		if runtime.GOARCH == "amd64" {
+			require.Equal(t, want.Pixels, got.Pixels, "%+v", test)
+			continue
+		}
+		for at := range len(want.Pixels) / 2 {
+			require.InDelta(t, want.sample(want.Pixels, at), got.sample(got.Pixels, at), 1.0/math.MaxUint8, "%+v", test)
+		}
 	}
 }
 
