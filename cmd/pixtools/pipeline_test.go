@@ -280,10 +280,7 @@ func TestSubmitCommand(t *testing.T) {
 	require.NoError(t, err, out)
 	require.Contains(t, out, "SUCCEEDED")
 	for _, format := range []string{"webp", "png"} {
-		found, err := filepath.Glob(filepath.Join(dir, "*."+format))
-		require.NoError(t, err)
-		require.Len(t, found, 1)
-		content, err := os.ReadFile(found[0])
+		content, err := os.ReadFile(filepath.Join(dir, "pixtools_"+format+"_photo."+format))
 		require.NoError(t, err)
 		checkPicture(t, content, format, 90, 60)
 	}

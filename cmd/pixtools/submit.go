@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
@@ -99,7 +100,7 @@ func (s submission) report(ctx context.Context, out io.Writer, op string, job ap
 		fmt.Fprintf(out, "  %-8s %d bytes, %dx%d  %s\n", op, result.Artifact.Bytes, result.Artifact.Width, result.Artifact.Height, link)
 		return nil
 	}
-	path, err := download(ctx, link, s.out, job.JobID+"."+op+"."+result.Artifact.Format)
+	path, err := download(ctx, link, s.out)
 	if err == nil {
 		fmt.Fprintf(out, "  %-8s %d bytes, %dx%d  %s\n", op, result.Artifact.Bytes, result.Artifact.Width, result.Artifact.Height, path)
 	}
@@ -282,7 +283,8 @@ func refusal(response *http.Response) error {
 	return fmt.Errorf("%s (%s)", p.Detail, response.Status)
 }
 
-func download(ctx context.Context, link, dir, name string) (string, error) {
+// download keeps a result under the name that its link gives it, as a browser would.
+func download(ctx context.Context, link, dir string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, link, nil)
 	if err != nil {
 		return "", err
@@ -293,12 +295,16 @@ func download(ctx context.Context, link, dir, name string) (string, error) {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("download of %s: the store answered %s", name, response.Status)
+		return "", fmt.Errorf("the store answered %s to a download", response.Status)
+	}
+	_, disposition, err := mime.ParseMediaType(response.Header.Get("Content-Disposition"))
+	if err != nil {
+		return "", fmt.Errorf("the store gives the result no name: %w", err)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, name)
+	path := filepath.Join(dir, filepath.Base(disposition["filename"]))
 	file, err := os.Create(path)
 	if err != nil {
 		return "", err
