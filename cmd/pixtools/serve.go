@@ -87,9 +87,8 @@ type services struct {
 	db        *pgxpool.Pool
 	store     *blob.Store
 	redis     *redis.Client
-	// transient is true on the embedded broker, where a transactional id must not
-	// outlive its process.
-	transient bool
+	// embedded says which parts are.
+	embedded embedded.Needs
 }
 
 // serve runs until ctx is done, then stops: first the services, then what they
@@ -128,12 +127,11 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		}
 	}()
 	cfg.use(parts)
-	s, err := connect(ctx, cfg, roles, log)
+	s, err := connect(ctx, cfg, needs, roles, log)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	s.transient = needs.Kafka
 
 	group, ctx := errgroup.WithContext(ctx)
 	if err := profile(ctx, group, cfg.PprofAddr); err != nil {
@@ -201,8 +199,8 @@ func listen(cfg config) (net.Listener, error) {
 }
 
 // connect reaches the parts, and waits for those that the roles need.
-func connect(ctx context.Context, cfg config, roles []string, log *slog.Logger) (*services, error) {
-	s := &services{cfg: cfg, log: log}
+func connect(ctx context.Context, cfg config, needs embedded.Needs, roles []string, log *slog.Logger) (*services, error) {
+	s := &services{cfg: cfg, log: log, embedded: needs}
 	var err error
 	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
 		return nil, err
@@ -284,7 +282,11 @@ func (s *services) prepareStore(ctx context.Context) error {
 	}
 	applied, err := s.store.EnsureLifecycle(ctx)
 	if err == nil && !applied {
-		s.log.Warn("this S3 server has no lifecycle rules: nothing expires by itself", "retention_days", s.cfg.Blob.RetentionDays)
+		level := slog.LevelWarn
+		if s.embedded.S3 {
+			level = slog.LevelInfo // as it must be
+		}
+		s.log.Log(ctx, level, "this S3 server has no lifecycle rules: nothing expires by itself", "retention_days", s.cfg.Blob.RetentionDays)
 	}
 	return err
 }
@@ -384,7 +386,7 @@ func (s *services) brokers() []kgo.Opt {
 
 func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
 	id := events.SagaGroup + "." + s.cfg.InstanceID
-	if s.transient {
+	if s.embedded.Kafka { // there it must not outlive its process
 		id = events.SagaGroup + "." + uuid.NewString()
 	}
 	saga := handlers.NewSaga(s.cfg.Saga, id, s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
