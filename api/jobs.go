@@ -66,10 +66,9 @@ type Artifact struct {
 
 // job answers GET /api/jobs/{job_id}.
 func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
-	asked := c.PathParam("job_id")
-	id, err := uuid.Parse(asked)
-	if err != nil || len(asked) != 36 {
-		return Job{}, invalid("job_id", "job_id is not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")
+	id, err := jobID(c.PathParam("job_id"))
+	if err != nil {
+		return Job{}, err
 	}
 	patience, err := s.patience(c.QueryParam("wait"))
 	if err != nil {
@@ -78,7 +77,7 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	var ended <-chan struct{}
 	if patience > 0 {
 		var stop func()
-		ended, stop = s.Reader.Watch(id.String()) // before reading the job
+		ended, stop = s.Reader.Watch(id) // before reading the job
 		defer stop()
 	}
 	ctx, cancel := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
@@ -88,22 +87,38 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 			return Job{}, err
 		}
 	}
-	state, err := s.Reader.Job(ctx, defaultTenant, id.String())
-	if errors.Is(err, projections.ErrNotFound) {
-		state, err = s.lookAgain(ctx, id.String())
-	}
-	switch {
-	case errors.Is(err, projections.ErrNotFound) || err == nil && state.GetPhase() == events.Phase_PHASE_DELETED:
-		return Job{}, problem(http.StatusNotFound, fmt.Sprintf("Job %s not found", asked))
-	case errors.Is(err, projections.ErrUnavailable):
-		return Job{}, unavailable("The database is unreachable.", err)
-	case err != nil:
+	state, err := s.find(ctx, id)
+	if err != nil {
 		return Job{}, err
 	}
 	if patience > 0 && state.GetPhase() == events.Phase_PHASE_OPEN {
 		state = s.untilEnded(c.Context(), state, ended, patience)
 	}
 	return s.render(c.Context(), state)
+}
+
+// jobID reads a job's id from a path.
+func jobID(asked string) (string, error) {
+	id, err := uuid.Parse(asked)
+	if err != nil || len(asked) != 36 {
+		return "", invalid("job_id", "job_id is not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")
+	}
+	return id.String(), nil
+}
+
+// find reads a job, also one that was submitted just now; a *Problem where there is none.
+func (s *Server) find(ctx context.Context, id string) (*events.Job, error) {
+	state, err := s.Reader.Job(ctx, defaultTenant, id)
+	if errors.Is(err, projections.ErrNotFound) {
+		state, err = s.lookAgain(ctx, id)
+	}
+	switch {
+	case errors.Is(err, projections.ErrNotFound) || err == nil && state.GetPhase() == events.Phase_PHASE_DELETED:
+		return nil, problem(http.StatusNotFound, fmt.Sprintf("Job %s not found", id))
+	case errors.Is(err, projections.ErrUnavailable):
+		return nil, unavailable("The database is unreachable.", err)
+	}
+	return state, err
 }
 
 // patience is how long the client would have us wait for the job's end.

@@ -194,16 +194,13 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit, 
 	if err := s.Store.Put(ctx, command.Source.GetKey(), u.file, u.file.size, u.file.sha256, contentType); err != nil {
 		return "", unavailable("The file could not be stored.", err)
 	}
-	record, err := decided[0].Record()
+	token, err := s.append(ctx, decided[0])
 	if err != nil {
 		return "", err
 	}
-	if err := s.Publisher.Append(ctx, record); err != nil {
-		return "", unavailable("The job could not be written to the log.", err)
-	}
 	s.Log.Info("job requested", "job", command.JobID, "request", command.RequestID, "operations", command.Operations,
-		"bytes", command.Source.GetBytes(), "partition", record.Partition, "offset", record.Offset)
-	return events.Position{Log: s.LogID, Partition: record.Partition, Offset: record.Offset}.Token(), nil
+		"bytes", command.Source.GetBytes(), "position", token)
+	return token, nil
 }
 
 // What Redis says of a key.

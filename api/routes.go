@@ -31,6 +31,11 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
 		fuego.OptionQuery("wait", "Seconds to wait for the job's end; then it is answered as it is"),
 		problems(404, 422, 503))
+	fuego.Post(f, "/api/jobs/{job_id}/cancel", s.cancel,
+		fuego.OptionOperationID("cancel"), fuego.OptionSummary("Cancel a job"),
+		fuego.OptionOverrideDescription("Operations without an outcome are given up; results that are there stay. What is being worked on is stopped."),
+		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Cancelled{}, ContentTypes: []string{"application/json"}}),
+		problems(404, 409, 422, 503))
 	fuego.Get(f, "/api/health", s.health,
 		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),
@@ -67,13 +72,18 @@ func describe(f *fuego.Server) ([]byte, error) {
 	text := openapi3.NewStringSchema()
 	post.Parameters = append(post.Parameters,
 		header("Idempotency-Key", "The same as the field idempotency_key", text), header(requestIDHeader, "Echoed, or made", text))
-	post.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
-		Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
-	for _, name := range []string{"Accepted", "Job"} { // the framework passes over the tag
+	cancel := doc.Paths.Value("/api/jobs/{job_id}/cancel").Post
+	cancel.Responses.Delete("200")
+	for _, op := range []*openapi3.Operation{post, cancel} {
+		op.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
+			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
+	}
+	for _, name := range []string{"Accepted", "Cancelled", "Job"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
-	get := doc.Paths.Value("/api/jobs/{job_id}").Get
-	get.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
+	for _, op := range []*openapi3.Operation{cancel, doc.Paths.Value("/api/jobs/{job_id}").Get} {
+		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
+	}
 	raw, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("write the OpenAPI document: %w", err)

@@ -182,3 +182,20 @@ func TestEveryJobEndsOnce(t *testing.T) {
 		require.Equal(t, 1, finals, "seed %d", seed)
 	}
 }
+
+func TestCancel(t *testing.T) {
+	cause, job := open(t, "webp", "avif")
+	started := apply(t, &job, Start{Cause: cause, Operation: "webp", MaxAttempts: 3, At: noon})
+	apply(t, &job, Complete{Started: started, Artifact: &events.Artifact{Bytes: 5}, At: noon})
+	cancel := Cancel{Reason: "not wanted", At: noon}
+	cancelled := apply(t, &job, cancel)
+	require.Equal(t, int32(1), cancelled.Message.(*events.JobCancelRequested).GetRevision())
+	require.Equal(t, job.GetCorrelationId(), cancelled.CorrelationID)
+	require.True(t, job.Settled())
+	_, err := cancel.Decide(job)
+	var conflict *Conflict
+	require.ErrorAs(t, err, &conflict, "nothing is left")
+	apply(t, &job, Finalize{Cause: cancelled, At: noon})
+	_, err = cancel.Decide(job)
+	require.ErrorAs(t, err, &conflict, "it has ended")
+}

@@ -81,9 +81,12 @@ type Worker struct {
 	spool, name string
 
 	// mu guards the read-fold-write of jobs: the subscriber's poll loop (Notice),
-	// its partitions' goroutines (CatchUp) and the handlers all fold into it.
+	// its partitions' goroutines (CatchUp) and the handlers all fold into it. It guards
+	// working too.
 	mu   sync.Mutex
 	jobs *lru.Cache[string, *events.Job]
+	// working has, by job, what stops the handler that is at it.
+	working map[string]context.CancelCauseFunc
 	// away holds since when a job's source could not be read.
 	away *lru.Cache[string, time.Time]
 }
@@ -104,7 +107,7 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 		return nil, err
 	}
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		report: report, spool: spool, name: name, jobs: jobs, away: away, log: log.With("operation", op.Name)}, nil
+		report: report, spool: spool, name: name, jobs: jobs, away: away, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
 }
 
 // Notice sees every record of the log in order, before those that the worker is to
@@ -163,7 +166,26 @@ func (w *Worker) fold(e events.Event) *events.Job {
 	if after != before {
 		w.jobs.Add(e.JobID, after)
 	}
+	if stop := w.working[e.JobID]; stop != nil && !waits(after, w.operation.Name) {
+		stop(errNoAttempt)
+	}
 	return after
+}
+
+// work gives a handler a context that ends, with errNoAttempt, when its operation is
+// cancelled or has an outcome. A key has one handler at a time. Should the end have been
+// noticed before this, begin finds it in the state.
+func (w *Worker) work(ctx context.Context, jobID string) (context.Context, func()) {
+	ctx, stop := context.WithCancelCause(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.working[jobID] = stop
+	return ctx, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.working, jobID)
+		stop(nil)
+	}
 }
 
 // Handle works on one request. An error makes the subscriber deliver it again
@@ -188,7 +210,13 @@ func (w *Worker) Handle(msg *message.Message) error {
 	}
 	defer os.Remove(source)
 	w.away.Remove(request.JobID)
-	return w.attempt(ctx, request, state, source)
+	working, done := w.work(ctx, request.JobID)
+	defer done()
+	err = w.attempt(working, request, state, source)
+	if errors.Is(context.Cause(working), errNoAttempt) {
+		return nil // however far it came: nobody waits for it any more
+	}
+	return err
 }
 
 // errNoAttempt ends a conversion whose turn has come when nobody waits for it any more.

@@ -1,0 +1,63 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/go-fuego/fuego"
+
+	"github.com/pixtools/pixtools/commands"
+	"github.com/pixtools/pixtools/events"
+)
+
+// Cancelled answers a cancellation. The job ends a moment later, as the log decides: an
+// operation whose outcome came first keeps it.
+type Cancelled struct {
+	JobID string `json:"job_id" format:"uuid"`
+}
+
+// cancel answers POST /api/jobs/{job_id}/cancel.
+func (s *Server) cancel(c fuego.ContextNoBody) (Cancelled, error) {
+	id, err := jobID(c.PathParam("job_id"))
+	if err != nil {
+		return Cancelled{}, err
+	}
+	ctx, stop := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
+	defer stop()
+	state, err := s.find(ctx, id)
+	if err != nil {
+		return Cancelled{}, err
+	}
+	decided, err := commands.Cancel{TraceParent: traceOf(c.Request()), Reason: "cancelled by the client", At: time.Now()}.Decide(state)
+	var ended *commands.Conflict
+	if errors.As(err, &ended) {
+		return Cancelled{}, problem(http.StatusConflict, ended.Message)
+	}
+	if err != nil {
+		return Cancelled{}, err
+	}
+	token, err := s.append(c.Context(), decided[0])
+	if err != nil {
+		return Cancelled{}, err
+	}
+	s.Log.Info("cancellation requested", "job", id, "request", c.Request().Header.Get(requestIDHeader))
+	w := c.Response()
+	w.Header().Set(PositionHeader, token)
+	w.Header().Set("Content-Type", "application/json")
+	c.SetStatus(http.StatusAccepted)
+	return Cancelled{JobID: id}, nil
+}
+
+// append writes an event, and returns its position.
+func (s *Server) append(ctx context.Context, e events.Event) (token string, err error) {
+	record, err := e.Record()
+	if err != nil {
+		return "", err
+	}
+	if err := s.Publisher.Append(ctx, record); err != nil {
+		return "", unavailable("The event could not be written to the log.", err)
+	}
+	return events.Position{Log: s.LogID, Partition: record.Partition, Offset: record.Offset}.Token(), nil
+}
