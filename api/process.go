@@ -144,7 +144,7 @@ func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Su
 
 func keyConflict() error {
 	return &commands.Conflict{Field: "idempotency_key",
-		Message: "idempotency_key was used before with another file, other operations or another webhook; use a new key"}
+		Message: "idempotency_key was used before with another file, other operations, other parameters or another webhook; use a new key"}
 }
 
 // compareWithWinner waits until the projection has passed our own record; by then

@@ -76,7 +76,7 @@ func describe(f *fuego.Server) ([]byte, error) {
 	cancel.Responses.Delete("200")
 	for _, op := range []*openapi3.Operation{post, cancel} {
 		op.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
-			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
+			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query. Absent where the job was in the log before", Schema: text.NewRef()}}}}
 	}
 	for _, name := range []string{"Accepted", "Cancelled", "Job"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
@@ -84,12 +84,18 @@ func describe(f *fuego.Server) ([]byte, error) {
 	for _, op := range []*openapi3.Operation{cancel, doc.Paths.Value("/api/jobs/{job_id}").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	}
+	delete(doc.Components.Schemas, "HTTPError")
+	delete(doc.Components.Schemas, "unknown-interface")
 	raw, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("write the OpenAPI document: %w", err)
 	}
 	return append(raw, '\n'), nil
 }
+
+// frameworkError is what the framework describes of errors that it would answer and we do
+// not let it.
+const frameworkError = "#/components/schemas/HTTPError"
 
 // onlyTypes keeps the answers' one real content type: JSON, or problems.
 func onlyTypes(op *openapi3.Operation) {
@@ -99,7 +105,7 @@ func onlyTypes(op *openapi3.Operation) {
 		if status >= "400" && response.Value.Content["application/problem+json"] != nil {
 			want = "application/problem+json"
 		}
-		if media := response.Value.Content[want]; media != nil {
+		if media := response.Value.Content[want]; media != nil && (media.Schema == nil || media.Schema.Ref != frameworkError) {
 			content[want] = media
 		}
 		response.Value.Content = content

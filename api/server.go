@@ -133,6 +133,9 @@ func (s *Server) Spec() []byte { return s.spec }
 
 func (s *Server) sendError(w http.ResponseWriter, r *http.Request, err error) {
 	p := asProblem(err)
+	if r.Context().Err() != nil {
+		return // nobody is there to be told, and it is no fault of ours
+	}
 	if p.Status >= http.StatusInternalServerError {
 		s.Log.Error("request failed", "request", r.Header.Get(requestIDHeader), "path", r.URL.Path, "status", p.Status, "error", errors.Join(p.cause, err))
 	}

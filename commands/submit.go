@@ -34,8 +34,18 @@ type Submit struct {
 // Fingerprint tells a repeat of a request from another request: SHA-256 over the
 // source's digest, the operations with their parameters, and the webhook address.
 func Fingerprint(sourceSHA256 string, ops []string, parameters map[string]map[string]any, webhookURL string) []byte {
+	// No parameters are no parameters, however they were written.
+	var given map[string]map[string]any
+	for name, values := range parameters {
+		if len(values) > 0 {
+			if given == nil {
+				given = map[string]map[string]any{}
+			}
+			given[name] = values
+		}
+	}
 	// Maps are written in the order of their keys, so equal requests give equal bytes.
-	canonical, err := json.Marshal([]any{sourceSHA256, ops, parameters, webhookURL})
+	canonical, err := json.Marshal([]any{sourceSHA256, ops, given, webhookURL})
 	if err != nil {
 		panic(fmt.Sprintf("commands: parameters that came from JSON do not go back: %v", err))
 	}
@@ -49,7 +59,7 @@ func (c Submit) Decide(state *events.Job) ([]events.Event, error) {
 	if state != nil {
 		if !bytes.Equal(state.GetIdempotencyFingerprint(), c.Fingerprint) {
 			return nil, &Conflict{Field: "idempotency_key",
-				Message: "idempotency_key was used before with another file, other operations or another webhook; use a new key"}
+				Message: "idempotency_key was used before with another file, other operations, other parameters or another webhook; use a new key"}
 		}
 		return nil, nil
 	}

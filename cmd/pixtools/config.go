@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"github.com/caarlos0/env/v11"
@@ -64,15 +65,9 @@ type config struct {
 // loadConfig reads the environment and reports every fault in it at once.
 func loadConfig() (config, error) {
 	var c config
-	var faults []error
-	if err := env.Parse(&c); err != nil {
-		var all env.AggregateError
-		if errors.As(err, &all) {
-			faults = append(faults, all.Errors...)
-		} else {
-			faults = append(faults, err)
-		}
-		return c, fmt.Errorf("configuration:\n%w", errors.Join(faults...))
+	readable, faults := readableEnvironment()
+	if err := env.ParseWithOptions(&c, env.Options{Environment: readable}); err != nil {
+		return c, fmt.Errorf("configuration:\n%w", err)
 	}
 	if c.Port < 1 || c.Port > 65535 {
 		faults = append(faults, fmt.Errorf("PORT is %d: it must be from 1 to 65535", c.Port))
@@ -128,7 +123,7 @@ func loadConfig() (config, error) {
 	// What is not known before the embedded parts run, or is set in code, is as good as set.
 	brokers, consumer := c.Kafka, c.Consumer
 	if onDisk {
-		brokers.Brokers = []string{"embedded"}
+		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
 	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
@@ -140,6 +135,43 @@ func loadConfig() (config, error) {
 		return c, fmt.Errorf("configuration:\n%w", errors.Join(faults...))
 	}
 	return c, nil
+}
+
+// readableEnvironment is the environment less the variables whose value is of another
+// kind than wanted, and a fault for each of those. With their defaults in place the rest
+// can be checked all the same.
+func readableEnvironment() (map[string]string, []error) {
+	environment := env.ToMap(os.Environ())
+	params, err := env.GetFieldParams(&config{})
+	if err != nil {
+		return environment, []error{err}
+	}
+	var faults []error
+	for _, p := range params {
+		value, set := environment[p.Key]
+		if !set || p.Key == "" {
+			continue
+		}
+		err := env.ParseWithOptions(&config{}, env.Options{Environment: map[string]string{p.Key: value}})
+		if err == nil {
+			continue
+		}
+		wanted := "a value of another kind"
+		var parse env.ParseError
+		if errors.As(err, &parse) {
+			switch {
+			case parse.Type == reflect.TypeFor[time.Duration]():
+				wanted = "a duration, such as 10s"
+			case parse.Type.Kind() == reflect.Bool:
+				wanted = "true or false"
+			default:
+				wanted = "a whole number"
+			}
+		}
+		faults = append(faults, fmt.Errorf("%s is %q: it must be %s", p.Key, value, wanted))
+		delete(environment, p.Key)
+	}
+	return environment, faults
 }
 
 // needs says which parts are not configured, and so run embedded.

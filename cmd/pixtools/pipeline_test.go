@@ -227,6 +227,28 @@ func TestStopsWithEveryChild(t *testing.T) {
 	}
 }
 
+// TestStopLetsConversionsFinish: what was begun is finished, and counts once.
+func TestStopLetsConversionsFinish(t *testing.T) {
+	variables := embeddedEnv(t)
+	variables["KAFKA_CONSUMER_CLOSE_TIMEOUT"], variables["STOP_TIMEOUT"] = "80s", "90s"
+	p := run(t, variables)
+	id := p.submit(file("a.png", "image/png", pngOf(t, picture(1500, 1000))), field("operations", `["avif"]`), field("operation_params", `{"avif":{"effort":6}}`))
+	eventually(t, "work on it", func() error {
+		job, err := p.now(id)
+		if err == nil && job.OperationResults["avif"].State == "PENDING" {
+			err = errors.New("not begun")
+		}
+		return err
+	})
+	require.NoError(t, p.cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, p.cmd.Wait())
+	p.start()
+	p.healthy()
+	job := p.ended(id)
+	require.Equal(t, "COMPLETED", job.Status)
+	require.EqualValues(t, 1, job.OperationResults["avif"].Attempt)
+}
+
 // TestAsOrdinaryUser: root is not needed.
 func TestAsOrdinaryUser(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -308,10 +330,13 @@ func TestPortTaken(t *testing.T) {
 
 // TestConfigurationFaultsAtOnce: every fault is named, in one go.
 func TestConfigurationFaultsAtOnce(t *testing.T) {
-	p := prepare(t, map[string]string{"MAX_UPLOAD_BYTES": "0", "SAGA_REMEMBER": "1s", "PROCESS_MAX_ATTEMPTS": "0", "CONVERT_CONCURRENCY": "-1"})
+	p := prepare(t, map[string]string{"MAX_UPLOAD_BYTES": "0", "SAGA_REMEMBER": "1s", "PROCESS_MAX_ATTEMPTS": "0", "CONVERT_CONCURRENCY": "-1",
+		"STOP_TIMEOUT": "soon", "S3_RETENTION_DAYS": "x", "DATABASE_URL": "postgres//x", "REDIS_URL": "http://x", "LOG_LEVEL": "loud",
+		"KAFKA_BROKERS": "kafka:9092,http://other:9092", "AWS_S3_BUCKET": "Bad!"})
 	p.start()
 	require.Error(t, p.cmd.Wait())
-	for _, name := range []string{"MAX_UPLOAD_BYTES", "SAGA_REMEMBER", "PROCESS_MAX_ATTEMPTS", "CONVERT_CONCURRENCY"} {
+	for _, name := range []string{"MAX_UPLOAD_BYTES", "SAGA_REMEMBER", "PROCESS_MAX_ATTEMPTS", "CONVERT_CONCURRENCY",
+		"STOP_TIMEOUT", "S3_RETENTION_DAYS", "DATABASE_URL", "REDIS_URL", "LOG_LEVEL", "KAFKA_BROKERS", "AWS_S3_BUCKET"} {
 		require.Contains(t, p.log.String(), name)
 	}
 	_, err := http.Get(p.base)

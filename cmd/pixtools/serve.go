@@ -59,6 +59,9 @@ func serveCommand() *cobra.Command {
 		Short: "Run the services; what is not configured runs embedded",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(roles) == 0 {
+				return fmt.Errorf("--roles names no role; there are %s", strings.Join(allRoles, ", "))
+			}
 			for _, role := range roles {
 				if !slices.Contains(allRoles, role) {
 					return fmt.Errorf("--roles: %q is no role; there are %s", role, strings.Join(allRoles, ", "))
@@ -345,6 +348,7 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 	}
 	router.AddMiddleware(middleware.Recoverer)
 	var pools []*engine.Pool
+	var subscribers []*kafka.Subscriber
 	for _, op := range ops {
 		// A pool for each: a queue of slow ones must not hold up another operation.
 		pool := engine.New(children, most, s.log)
@@ -360,6 +364,7 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 		if err != nil {
 			return err
 		}
+		subscribers = append(subscribers, subscriber)
 		router.AddConsumerHandler(consumer.Group, events.Topic, subscriber, worker.Handle)
 	}
 	group.Go(func() error {
@@ -369,12 +374,16 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 			}
 		}()
 		// Not ctx: its end would end the handlers' contexts, and with them every conversion.
-		// Closing lets them finish first.
 		return router.Run(context.WithoutCancel(ctx))
 	})
 	group.Go(func() error {
 		<-ctx.Done()
-		return router.Close()
+		// First those: the router's own close ends the handlers' contexts at once.
+		var closing errgroup.Group
+		for _, subscriber := range subscribers {
+			closing.Go(subscriber.Close)
+		}
+		return errors.Join(closing.Wait(), router.Close())
 	})
 	return nil
 }
@@ -422,7 +431,11 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		<-ctx.Done()
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.StopTimeout)
 		defer cancel()
-		return server.Shutdown(stopping)
+		if err := server.Shutdown(stopping); err != nil {
+			s.log.Warn("requests were cut off: they did not end within STOP_TIMEOUT", "timeout", s.cfg.StopTimeout.String(), "error", err)
+			return server.Close()
+		}
+		return nil
 	})
 	return nil
 }

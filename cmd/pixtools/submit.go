@@ -59,6 +59,11 @@ func submitCommand() *cobra.Command {
 }
 
 func (s submission) run(ctx context.Context, file string, out io.Writer) error {
+	server, err := url.Parse(s.server)
+	if err != nil || server.Host == "" || server.Scheme != "http" && server.Scheme != "https" {
+		return fmt.Errorf("--server is %q: use an address such as http://127.0.0.1:8000", s.server)
+	}
+	s.server = strings.TrimRight(s.server, "/")
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	if s.key == "" {

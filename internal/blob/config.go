@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
 	"time"
 )
 
@@ -14,6 +15,9 @@ const (
 	maxAttempts             = 20
 	maxIdleConns            = 10000
 )
+
+// bucketName is S3's rule.
+var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
 // Config names the S3 server and how long to wait for it. The variables are Amazon's where Amazon has them.
 type Config struct {
@@ -57,7 +61,7 @@ func (c Config) Validate() error {
 	}
 	fault((c.AccessKeyID == "") == (c.SecretAccessKey == ""), "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set both, or neither to use what the machine provides")
 	fault(c.Region != "", "AWS_REGION is empty: name a region, such as us-east-1")
-	fault(c.Bucket != "", "AWS_S3_BUCKET is empty: name a bucket")
+	fault(bucketName.MatchString(c.Bucket), "AWS_S3_BUCKET is %q: use 3 to 63 lower-case letters, digits, dots and hyphens, a letter or digit first and last", c.Bucket)
 	for name, endpoint := range map[string]string{"AWS_ENDPOINT_URL": c.Endpoint, "AWS_PUBLIC_ENDPOINT_URL": c.PublicEndpoint} {
 		fault(endpoint == "" || isHTTPURL(endpoint), "%s is %q: use http://host:port or https://host", name, endpoint)
 	}

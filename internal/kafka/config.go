@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caarlos0/env/v11"
@@ -115,6 +118,13 @@ func (c Config) Validate() error {
 	var faults []error
 	if len(c.Brokers) == 0 {
 		faults = append(faults, errors.New("KAFKA_BROKERS is empty: name at least one host:port"))
+	}
+	for _, broker := range c.Brokers {
+		host, port, err := net.SplitHostPort(broker)
+		number, numberErr := strconv.ParseUint(port, 10, 16)
+		if err != nil || numberErr != nil || number == 0 || host == "" || strings.ContainsAny(host, "/ ") {
+			faults = append(faults, fmt.Errorf("KAFKA_BROKERS names %q: use host:port, several with commas between", broker))
+		}
 	}
 	return errors.Join(append(faults,
 		within("KAFKA_DIAL_TIMEOUT", c.DialTimeout, 100*time.Millisecond, time.Minute),

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/davidbyttow/govips/v2/vips"
@@ -24,6 +25,7 @@ func engineVersion() string { return "libvips " + vips.Version }
 // convert makes req's target. Errors of the picture are *InputError. network and tell are
 // for denoising alone.
 func convert(req Request, network *denoiser.Network, tell func(done, total int)) (Result, error) {
+	forgetErrors()
 	header, err := readHeader(req)
 	if err != nil {
 		return Result{}, err
@@ -259,7 +261,13 @@ func message(err error) string {
 // clean makes a client's message of libvips': one line, without the paths of this machine.
 func clean(message string, req Request) string {
 	message = strings.NewReplacer(req.Source, "source", req.Target, "result").Replace(message)
-	message = strings.ToValidUTF8(strings.Join(strings.FieldsFunc(message, func(r rune) bool { return r == '\n' || r == '\r' }), "; "), "?")
+	var lines []string
+	for line := range strings.FieldsFuncSeq(message, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if !slices.Contains(lines, line) { // libvips repeats itself
+			lines = append(lines, line)
+		}
+	}
+	message = strings.ToValidUTF8(strings.Join(lines, "; "), "?")
 	if message == "" {
 		return "the decoder gave no reason"
 	}

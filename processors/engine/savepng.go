@@ -28,6 +28,10 @@ import (
 	"github.com/pixtools/pixtools/processors/denoiser"
 )
 
+// forgetErrors empties libvips' list of errors. What a picture that succeeded complained of
+// would otherwise be told of the next one.
+func forgetErrors() { C.vips_error_clear() }
+
 // savePNG writes the picture to the target, without metadata.
 func savePNG(p denoiser.Picture, req Request) error {
 	// Of grey the number of bands tells.
