@@ -10,6 +10,7 @@ import (
 	"image/color"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -323,6 +324,27 @@ func TestRefusedPictures(t *testing.T) {
 			require.NotEmpty(t, fault.Message)
 		})
 	}
+}
+
+// What one picture makes the library complain of must not be told of another.
+func TestMessagesAreOfOnePicture(t *testing.T) {
+	damaged := pngBytes(t, noise(64, 64))
+	copy(damaged[len(damaged)/2:], make([]byte, 200))
+	complaint := func(pool *Pool) string {
+		_, err := pool.Convert(deadline(t), request(t, write(t, "source", damaged), sniff.WebP))
+		var fault *InputError
+		require.ErrorAs(t, err, &fault)
+		return fault.Message
+	}
+	pool := newPool(t, testConfig, 1)
+	plain := jpegBytes(t, noise(64, 64))
+	profile := append([]byte("ICC_PROFILE\x00\x01\x01"), bytes.Repeat([]byte("garbage"), 50)...)
+	segment := append(binary.BigEndian.AppendUint16([]byte{0xff, 0xe2}, uint16(len(profile)+2)), profile...)
+	complaining := slices.Concat(plain[:2], segment, plain[2:])
+	for range 3 { // each is converted, with a complaint about its profile
+		mustConvert(t, pool, request(t, write(t, "complaining", complaining), sniff.WebP))
+	}
+	require.Equal(t, complaint(newPool(t, testConfig, 1)), complaint(pool))
 }
 
 // What is not the picture's fault must not be called so: it would never be tried again.
