@@ -29,9 +29,13 @@ import (
 
 // WorkerConfig bounds a worker.
 type WorkerConfig struct {
-	// MaxAttempts bounds the attempts at an operation, those of workers that died
-	// included.
+	// MaxAttempts bounds the attempts that this process saw fail: a child that crashed,
+	// stalled or took too long over the picture.
 	MaxAttempts int32 `env:"PROCESS_MAX_ATTEMPTS" envDefault:"3"`
+	// MaxStarts bounds all attempts in the log, those included that ended with their
+	// process. A process that is killed or stopped says little against the picture, since
+	// that is worked on in a child; so this is the more generous bound.
+	MaxStarts int32 `env:"PROCESS_MAX_STARTS" envDefault:"20"`
 	// Timeout bounds one conversion.
 	Timeout time.Duration `env:"PROCESS_TIMEOUT" envDefault:"5m"`
 	// GiveUpAfter bounds how long storage that is away is waited for, from the first time
@@ -46,6 +50,9 @@ func (c WorkerConfig) Validate() error {
 	var faults []error
 	if c.MaxAttempts < 1 || c.MaxAttempts > 100 {
 		faults = append(faults, fmt.Errorf("PROCESS_MAX_ATTEMPTS is %d: it must be from 1 to 100 attempts", c.MaxAttempts))
+	}
+	if c.MaxStarts < c.MaxAttempts || c.MaxStarts > 1000 {
+		faults = append(faults, fmt.Errorf("PROCESS_MAX_STARTS is %d: it must be from PROCESS_MAX_ATTEMPTS, %d, to 1000 attempts", c.MaxStarts, c.MaxAttempts))
 	}
 	if c.Timeout < time.Second || c.Timeout > 24*time.Hour {
 		faults = append(faults, fmt.Errorf("PROCESS_TIMEOUT is %s: it must be from 1s to 24h", c.Timeout))
@@ -89,6 +96,8 @@ type Worker struct {
 	working map[string]context.CancelCauseFunc
 	// away holds since when a job's source could not be read.
 	away *lru.Cache[string, time.Time]
+	// failed counts the attempts at a job that failed before our eyes.
+	failed *lru.Cache[string, int32]
 }
 
 // NewWorker makes the worker of one operation.
@@ -106,8 +115,12 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 	if err != nil {
 		return nil, err
 	}
+	failed, err := lru.New[string, int32](cfg.KnownJobs)
+	if err != nil {
+		return nil, err
+	}
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		report: report, spool: spool, name: name, jobs: jobs, away: away, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
+		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
 }
 
 // Notice sees every record of the log in order, before those that the worker is to
@@ -265,6 +278,9 @@ func (w *Worker) attempt(ctx context.Context, request events.Event, state *event
 			return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_INPUT, refused.Code, refused.Message)
 		}
 		log.Warn("attempt ended without a result", "error", err)
+		if ctx.Err() == nil {
+			w.countFailure(request.JobID)
+		}
 		return err
 	}
 	artifact, err := w.keep(ctx, request.JobID, target, result)
@@ -288,7 +304,11 @@ func (w *Worker) attempt(ctx context.Context, request events.Event, state *event
 // the log tells by now, or where they are used up, which it then puts into the log.
 func (w *Worker) begin(ctx context.Context, request events.Event) (*begun, error) {
 	state := w.fold(request) // with what was noticed since
-	decided, err := commands.Start{Cause: request, Operation: w.operation.Name, MaxAttempts: w.cfg.MaxAttempts,
+	limit := w.cfg.MaxStarts
+	if failures, _ := w.failed.Get(request.JobID); failures >= w.cfg.MaxAttempts {
+		limit = 0 // no more
+	}
+	decided, err := commands.Start{Cause: request, Operation: w.operation.Name, MaxAttempts: limit,
 		Worker: w.name, At: time.Now()}.Decide(state)
 	if err != nil {
 		return nil, err
@@ -314,6 +334,12 @@ func (w *Worker) begin(ctx context.Context, request events.Event) (*begun, error
 		a.report = w.report(ctx, request.JobID, w.operation.Name, started.GetAttempt())
 	}
 	return a, nil
+}
+
+// countFailure is called by the job's one handler.
+func (w *Worker) countFailure(jobID string) {
+	failures, _ := w.failed.Get(jobID)
+	w.failed.Add(jobID, failures+1)
 }
 
 // latest is the job's state as far as it is known, of which the attempt is a part: the

@@ -248,13 +248,7 @@ func TestDenoiseSurvivesItsChild(t *testing.T) {
 		}
 		return err
 	})
-	for _, pid := range descendants(p.cmd.Process.Pid) {
-		if command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.HasPrefix(command, []byte("pixtools-engine")) {
-			child, err := os.FindProcess(pid)
-			require.NoError(t, err)
-			require.NoError(t, child.Kill())
-		}
-	}
+	p.killEngines()
 	job := p.ended(id)
 	require.Equal(t, "COMPLETED", job.Status)
 	require.EqualValues(t, 2, job.OperationResults["denoise"].Attempt)
@@ -288,4 +282,37 @@ func TestModelIsCheckedAtStart(t *testing.T) {
 	variables := embeddedEnv(t)
 	variables["DENOISE_MODEL"] = dir
 	run(t, variables, "--roles=api,convert,saga,projector")
+}
+
+// killEngines kills the children that are at pictures, or wait for some.
+func (p *program) killEngines() {
+	for _, pid := range descendants(p.cmd.Process.Pid) {
+		if command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.HasPrefix(command, []byte("pixtools-engine")) {
+			if child, err := os.FindProcess(pid); err == nil {
+				_ = child.Kill() // it may have ended by itself
+			}
+		}
+	}
+}
+
+// TestGivesUpAfterFailedAttempts: a picture whose every attempt ends with its child is not
+// tried for ever, and the job says why.
+func TestGivesUpAfterFailedAttempts(t *testing.T) {
+	variables := embeddedEnv(t)
+	variables["DENOISE_TILE"], variables["DENOISE_THREADS"] = "216", "1" // slow enough to be found at work
+	p := run(t, variables, "--roles=api,ml,saga,projector")
+	id := p.submit(file("a.png", "image/png", pngOf(t, picture(3000, 2000))), field("operations", `["denoise"]`))
+	var job api.Job
+	eventually(t, "the job's end", func() error {
+		p.killEngines()
+		var err error
+		if job, err = p.now(id); err == nil && job.Outcome == nil {
+			err = fmt.Errorf("%+v", job.OperationResults)
+		}
+		return err
+	})
+	require.Equal(t, "FAILED", *job.Outcome)
+	require.Equal(t, "INTERNAL", job.OperationResults["denoise"].Error.Kind)
+	require.Equal(t, "attempts_used_up", job.OperationResults["denoise"].Error.Code)
+	require.EqualValues(t, 3, job.OperationResults["denoise"].Attempt)
 }
