@@ -124,7 +124,7 @@ func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Su
 	case redisErr != nil && errors.Is(readErr, projections.ErrUnavailable):
 		return submitted{}, unavailable("Neither Redis nor the database can tell whether this idempotency key was used.", errors.Join(readErr, redisErr))
 	case redisErr == nil && claim == claimedByOther:
-		return submitted{}, keyConflict()
+		return submitted{}, commands.KeyConflict()
 	case redisErr == nil && claim == claimedAndWritten && known == nil:
 		return submitted{jobID: command.JobID}, nil
 	}
@@ -140,11 +140,6 @@ func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Su
 		return submitted{command.JobID, token}, nil
 	}
 	return submitted{command.JobID, token}, s.compareWithWinner(ctx, command, token)
-}
-
-func keyConflict() error {
-	return &commands.Conflict{Field: "idempotency_key",
-		Message: "idempotency_key was used before with another file, other operations, other parameters or another webhook; use a new key"}
 }
 
 // compareWithWinner waits until the projection has passed our own record; by then

@@ -53,13 +53,18 @@ func Fingerprint(sourceSHA256 string, ops []string, parameters map[string]map[st
 	return sum[:]
 }
 
+// KeyConflict says that an idempotency key stands for another request.
+func KeyConflict() *Conflict {
+	return &Conflict{Field: "idempotency_key",
+		Message: "idempotency_key was used before with another file, other operations, other parameters or another webhook; use a new key"}
+}
+
 // Decide gives JobRequested; nothing if the job was requested before by an equal
 // request; Invalid or *Conflict if it cannot be.
 func (c Submit) Decide(state *events.Job) ([]events.Event, error) {
 	if state != nil {
 		if !bytes.Equal(state.GetIdempotencyFingerprint(), c.Fingerprint) {
-			return nil, &Conflict{Field: "idempotency_key",
-				Message: "idempotency_key was used before with another file, other operations, other parameters or another webhook; use a new key"}
+			return nil, KeyConflict()
 		}
 		return nil, nil
 	}

@@ -41,7 +41,6 @@ type Store struct {
 	cfg     Config
 	client  *s3.Client
 	presign *s3.PresignClient
-	recent  *recent
 }
 
 // Object is what is known about an object without reading it.
@@ -85,7 +84,6 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		public = cfg.Endpoint
 	}
 	return &Store{
-		recent:  newRecent(cfg.RecentBytes),
 		cfg:     cfg,
 		client:  s3.NewFromConfig(awsCfg, options(cfg.Endpoint)),
 		presign: s3.NewPresignClient(s3.NewFromConfig(awsCfg, options(public))),
@@ -123,9 +121,6 @@ func (s *Store) Put(ctx context.Context, key string, body io.ReadSeeker, size in
 		Bucket: &s.cfg.Bucket, Key: &key, Body: body, ContentLength: &size, ContentType: &contentType,
 		ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(sum[:])),
 	}, payloadHash(sum))
-	if err == nil && strings.HasPrefix(key, RawPrefix) {
-		s.recent.add(key, body, size, sum)
-	}
 	return classify(ctx, "put", key, err)
 }
 
@@ -177,10 +172,6 @@ func (c *content) Close() error {
 // Download copies an object to w and tells its size. If the content does not have the hash want, the
 // error is ErrChecksum and what was written is worthless.
 func (s *Store) Download(ctx context.Context, key string, w io.Writer, want [sha256.Size]byte) (int64, error) {
-	if content := s.recent.get(key, want); content != nil {
-		n, err := w.Write(content)
-		return int64(n), err
-	}
 	body, err := s.Get(ctx, key)
 	if err != nil {
 		return 0, err
@@ -213,7 +204,6 @@ func (s *Store) Head(ctx context.Context, key string) (Object, error) {
 
 // Delete removes an object. That it is gone already is no error.
 func (s *Store) Delete(ctx context.Context, key string) error {
-	s.recent.forget(key)
 	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
 	defer cancel()
 	_, err := s.client.DeleteObject(call, &s3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: &key})

@@ -14,7 +14,6 @@ const (
 	maxRetentionDays        = 36500
 	maxAttempts             = 20
 	maxIdleConns            = 10000
-	maxRecentBytes          = 4 << 30
 )
 
 // bucketName is S3's rule.
@@ -47,8 +46,6 @@ type Config struct {
 	MaxAttempts int `env:"S3_MAX_ATTEMPTS" envDefault:"3"`
 	// MaxBackoff bounds the pause between two attempts; it grows from some milliseconds, with jitter.
 	MaxBackoff time.Duration `env:"S3_MAX_BACKOFF" envDefault:"2s"`
-	// RecentBytes bounds the memory for small sources that this process has just stored and may work on.
-	RecentBytes int64 `env:"S3_RECENT_BYTES" envDefault:"33554432"`
 	// MaxIdleConns connections are kept for reuse. Go keeps two a host by default, and would open a new
 	// one for nearly every small object of a busy process.
 	MaxIdleConns int `env:"S3_MAX_IDLE_CONNS" envDefault:"128"`
@@ -75,7 +72,6 @@ func (c Config) Validate() error {
 	inRange("S3_RETENTION_DAYS", c.RetentionDays, 1, maxRetentionDays)
 	inRange("S3_MAX_ATTEMPTS", c.MaxAttempts, 1, maxAttempts)
 	inRange("S3_MAX_IDLE_CONNS", c.MaxIdleConns, 1, maxIdleConns)
-	fault(0 <= c.RecentBytes && c.RecentBytes <= maxRecentBytes, "S3_RECENT_BYTES is %d: use 0 to %d", c.RecentBytes, int64(maxRecentBytes))
 	for name, d := range map[string]time.Duration{
 		"S3_CALL_TIMEOUT": c.CallTimeout, "S3_TRANSFER_TIMEOUT": c.TransferTimeout,
 		"S3_CONNECT_TIMEOUT": c.ConnectTimeout, "S3_MAX_BACKOFF": c.MaxBackoff,
