@@ -112,6 +112,10 @@ func (s *Server) find(ctx context.Context, id string) (*events.Job, error) {
 	if errors.Is(err, projections.ErrNotFound) {
 		state, err = s.lookAgain(ctx, id)
 	}
+	return s.found(id, state, err)
+}
+
+func (s *Server) found(id string, state *events.Job, err error) (*events.Job, error) {
 	switch {
 	case errors.Is(err, projections.ErrNotFound) || err == nil && state.GetPhase() == events.Phase_PHASE_DELETED:
 		return nil, problem(http.StatusNotFound, fmt.Sprintf("Job %s not found", id))
@@ -170,9 +174,16 @@ func (s *Server) waitFor(ctx context.Context, token string) error {
 	return nil
 }
 
-// lookAgain is for a job that the read model does not know: it waits until the
-// projection has passed the end that the job's partition has now. So a job is
-// found as soon as its submission was answered, with no token at all.
+// findLatest reads a job as the log has it now; a *Problem where there is none. It is for
+// commands that are asked for one after another, each of which must see the last.
+func (s *Server) findLatest(ctx context.Context, id string) (*events.Job, error) {
+	state, err := s.lookAgain(ctx, id)
+	return s.found(id, state, err)
+}
+
+// lookAgain waits until the projection has passed the end that the job's partition has
+// now, and then reads the job. So a job that the read model does not know is found as soon
+// as its submission was answered, with no token at all.
 func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) {
 	// The high watermark, not the last stable offset: a request may lie behind an
 	// open transaction of the saga's.

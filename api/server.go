@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -18,6 +19,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/secrets"
@@ -55,6 +57,8 @@ type Config struct {
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
 	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
+	// MaxRevisions bounds how often a job may be retried.
+	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100"`
 	// SpoolDir holds uploads while they arrive.
 	SpoolDir string `env:"SPOOL_DIR"`
 }
@@ -70,6 +74,7 @@ func (c Config) Validate() error {
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
+	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
 		if d < 100*time.Millisecond {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
@@ -80,13 +85,16 @@ func (c Config) Validate() error {
 
 // Parts is what the API works with.
 type Parts struct {
-	Store     *blob.Store
-	Publisher *kafka.Publisher
-	Kafka     *kgo.Client
-	Redis     *redis.Client
-	Reader    *projections.Reader
-	Keys      *secrets.Keyring
-	LogID     [16]byte
+	Store       *blob.Store
+	Publisher   *kafka.Publisher
+	Kafka       *kgo.Client
+	Redis       *redis.Client
+	Reader      *projections.Reader
+	DeadLetters *projections.DeadLetters
+	// ReadLog reads one record of a topic.
+	ReadLog func(context.Context, *events.Origin) (*kgo.Record, error)
+	Keys    *secrets.Keyring
+	LogID   [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// Stopping is closed when the process is to end: then nobody's patience is used up.
@@ -100,8 +108,10 @@ type Server struct {
 	Parts
 	// uploads holds a token per upload in progress.
 	uploads chan struct{}
-	mux     *http.ServeMux
-	spec    []byte
+	// redriving is held by the one request that redrives dead letters.
+	redriving sync.Mutex
+	mux       *http.ServeMux
+	spec      []byte
 }
 
 // New makes the server; it is an http.Handler.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -231,11 +232,23 @@ func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []events.Event) (ma
 	changed := map[string]*events.Job{}
 	for _, e := range batch {
 		before := states[e.JobID]
-		if after := events.Fold(before, e); after != before {
+		if after := s.foldOne(before, e); after != before {
 			states[e.JobID], changed[e.JobID] = after, after
 		}
 	}
 	return changed, nil
+}
+
+// foldOne passes over an event that makes Fold panic: the saga, which folds the same, tells
+// of it, and all other jobs go on.
+func (s *session) foldOne(before *events.Job, e events.Event) (after *events.Job) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("projector passes over an event that panics", "job", e.JobID, "event", e.ID, "error", p, "stack", string(debug.Stack()))
+			after = before
+		}
+	}()
+	return events.Fold(before, e)
 }
 
 // load finds the states of a batch's jobs, in memory or in the table.

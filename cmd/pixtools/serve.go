@@ -267,6 +267,10 @@ func (s *services) prepareLog(ctx context.Context) error {
 	if err := kafka.EnsureTopic(ctx, s.kafka, events.SagaTopic, s.cfg.ChangelogPartitions, replication, compacted); err != nil {
 		return err
 	}
+	letters := map[string]string{"cleanup.policy": "delete", "retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}
+	if err := kafka.EnsureTopic(ctx, s.kafka, events.DeadLetterTopic, 1, replication, letters); err != nil {
+		return err
+	}
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
 	s.logID = id
 	return err
@@ -412,7 +416,14 @@ func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
 // api serves HTTP until ctx is done, then lets requests end.
 func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.Listener) error {
 	reader := projections.NewReader(s.cfg.Read, s.db, s.logID, s.log)
-	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: s.publisher, Kafka: s.kafka, Redis: s.redis,
+	letters, err := projections.NewDeadLetters(s.cfg.DeadLetters, s.log.With("role", "api"), s.brokers()...)
+	if err != nil {
+		return err
+	}
+	readLog := func(ctx context.Context, o *events.Origin) (*kgo.Record, error) {
+		return kafka.ReadAt(ctx, s.cfg.Kafka, s.log, o.GetTopic(), o.GetPartition(), o.GetOffset())
+	}
+	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: s.publisher, Kafka: s.kafka, Redis: s.redis, DeadLetters: letters, ReadLog: readLog,
 		Reader: reader, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions), Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -420,6 +431,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	// No read or write timeout here: uploads have their own, streams none.
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	group.Go(func() error { return reader.Listen(ctx) })
+	group.Go(func() error { return letters.Run(ctx) })
 	group.Go(func() error {
 		fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
