@@ -13,7 +13,7 @@ type Redrive struct {
 	Letter *events.DeadLetter
 	// Origin is the letter's record as the log has it, where this version can read it;
 	// OriginFault says why not.
-	Origin       *events.Event
+	Origin      *events.Event
 	OriginFault string
 	// Together are operations of the same job whose dead letters are redriven with this
 	// one: a revision has one request.
