@@ -34,9 +34,9 @@ func broker(t *testing.T, partitions, changelogPartitions int32) []kgo.Opt {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	require.NoError(t, kafka.EnsureTopic(ctx, client, events.Topic, partitions, 1, map[string]string{}))
-	require.NoError(t, kafka.EnsureTopic(ctx, client, events.SagaTopic, changelogPartitions, 1, map[string]string{}))
-	require.NoError(t, kafka.EnsureTopic(ctx, client, events.DeadLetterTopic, 1, 1, map[string]string{}))
+	require.NoError(t, kafka.EnsureTopic(ctx, client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1}))
+	require.NoError(t, kafka.EnsureTopic(ctx, client, kafka.Topic{Name: events.SagaTopic, Partitions: changelogPartitions, Replication: 1}))
+	require.NoError(t, kafka.EnsureTopic(ctx, client, kafka.Topic{Name: events.DeadLetterTopic, Partitions: 1, Replication: 1}))
 	return opts
 }
 

@@ -63,7 +63,7 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, err)
 	t.Cleanup(w.log.Close)
 	for topic, partitions := range map[string]int32{events.Topic: 2, events.DeadLetterTopic: 1} {
-		require.NoError(t, kafka.EnsureTopic(t.Context(), w.log, topic, partitions, 1, map[string]string{}))
+		require.NoError(t, kafka.EnsureTopic(t.Context(), w.log, kafka.Topic{Name: topic, Partitions: partitions, Replication: 1}))
 	}
 	return w
 }

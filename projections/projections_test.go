@@ -57,7 +57,7 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, err)
 	t.Cleanup(w.client.Close)
 	ctx := w.ctx()
-	require.NoError(t, kafka.EnsureTopic(ctx, w.client, events.Topic, partitions, 1, map[string]string{}))
+	require.NoError(t, kafka.EnsureTopic(ctx, w.client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1}))
 	w.logID, err = kafka.TopicID(ctx, w.client, events.Topic)
 	require.NoError(t, err)
 	require.NoError(t, env.ParseWithOptions(&w.cfg, env.Options{Environment: map[string]string{"DATABASE_URL": postgres.URL}}))

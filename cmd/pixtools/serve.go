@@ -239,7 +239,7 @@ func persist(ctx context.Context, log *slog.Logger, name string, prepare func(co
 	const pause = time.Second
 	for {
 		err := prepare(ctx)
-		if err == nil || errors.Is(err, kafka.ErrPartitionCount) {
+		if err == nil || errors.Is(err, kafka.ErrPartitionCount) || errors.Is(err, kafka.ErrTopicSettings) {
 			return err
 		}
 		if ctx.Err() != nil {
@@ -259,17 +259,16 @@ func (s *services) prepareLog(ctx context.Context) error {
 	if replication == 0 {
 		replication = -1 // the brokers' default
 	}
-	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-	compacted := map[string]string{"cleanup.policy": "compact"}
-	if err := kafka.EnsureTopic(ctx, s.kafka, events.Topic, s.cfg.Partitions, replication, forever); err != nil {
-		return err
-	}
-	if err := kafka.EnsureTopic(ctx, s.kafka, events.SagaTopic, s.cfg.ChangelogPartitions, replication, compacted); err != nil {
-		return err
-	}
-	letters := map[string]string{"cleanup.policy": "delete", "retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}
-	if err := kafka.EnsureTopic(ctx, s.kafka, events.DeadLetterTopic, 1, replication, letters); err != nil {
-		return err
+	for _, topic := range []kafka.Topic{
+		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}},
+		{Name: events.SagaTopic, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}},
+		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
+			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},
+	} {
+		topic.Replication = replication
+		if err := kafka.EnsureTopic(ctx, s.kafka, topic); err != nil {
+			return err
+		}
 	}
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
 	s.logID = id
