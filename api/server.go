@@ -19,7 +19,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/secrets"
@@ -91,8 +90,8 @@ type Parts struct {
 	Redis       *redis.Client
 	Reader      *projections.Reader
 	DeadLetters *projections.DeadLetters
-	// ReadLog reads one record of a topic.
-	ReadLog func(context.Context, *events.Origin) (*kgo.Record, error)
+	// ReadLog reads records of a topic, at offsets that ascend.
+	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	Keys    *secrets.Keyring
 	LogID   [16]byte
 	// Partitions is how many the log has.

@@ -419,8 +419,8 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err != nil {
 		return err
 	}
-	readLog := func(ctx context.Context, o *events.Origin) (*kgo.Record, error) {
-		return kafka.ReadAt(ctx, s.cfg.Kafka, s.log, o.GetTopic(), o.GetPartition(), o.GetOffset())
+	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
+		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
 	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: s.publisher, Kafka: s.kafka, Redis: s.redis, DeadLetters: letters, ReadLog: readLog,
 		Reader: reader, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions), Stopping: ctx.Done(), Log: s.log.With("role", "api")})
