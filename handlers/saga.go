@@ -15,6 +15,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/bug"
 )
 
 // SagaConfig bounds the saga.
@@ -261,6 +262,10 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 			return err
 		}
 		for _, r := range records {
+			if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
+				s.produceOutside(ctx, r)
+				continue
+			}
 			session.Produce(ctx, r, func(_ *kgo.Record, err error) {
 				if err != nil {
 					select {
@@ -321,6 +326,9 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	}
 	for _, end := range ends {
 		c.emitted = append(c.emitted, end)
+		if bug.On("saga-emits-twice") {
+			c.emitted = append(c.emitted, end)
+		}
 		c.fold(end)
 		s.log.Info("job ended", "job", e.JobID, "request", e.CorrelationID,
 			"outcome", end.Message.(*events.JobFinalized).GetOutcome().String())
@@ -342,6 +350,9 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 	m, err := s.restore(ctx, partition)
 	if err != nil {
 		return nil, err
+	}
+	if bug.On("saga-starts-empty") {
+		m = &memory{jobs: map[string]*events.Job{}}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
