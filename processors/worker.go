@@ -169,12 +169,21 @@ func (w *Worker) wanted(e events.Event) bool {
 	return false
 }
 
-// fold keeps the states of jobs that ask for our operation.
+// underKey says whether e requests a job whose id follows from an idempotency key. Then
+// another request for it may follow, which does not count.
+func underKey(e events.Event) bool {
+	_, request := e.Message.(*events.JobRequested)
+	id, err := uuid.Parse(e.JobID)
+	return request && err == nil && id.Version() == 5 // others are of version 7
+}
+
+// fold keeps the states of jobs that ask for our operation, and of those whose next
+// request might.
 func (w *Worker) fold(e events.Event) *events.Job {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	before, known := w.jobs.Get(e.JobID)
-	if !known && !w.wanted(e) {
+	if !known && !w.wanted(e) && !underKey(e) {
 		return nil
 	}
 	after := events.Fold(before, e)
