@@ -180,8 +180,15 @@ func (c *client) again(ctx context.Context) {
 
 // insist sends a submission until it is accepted or refused.
 func (c *client) insist(ctx context.Context, s *submission) (history.Call, bool) {
+	return c.insistNoting(ctx, s, func() {})
+}
+
+// insistNoting calls tried after the first try.
+func (c *client) insistNoting(ctx context.Context, s *submission, tried func()) (history.Call, bool) {
 	for ctx.Err() == nil {
 		call := c.submit(ctx, s)
+		tried()
+		tried = func() {}
 		switch call.Status {
 		case http.StatusAccepted:
 			return call, true

@@ -27,9 +27,13 @@ type options struct {
 	scenario string
 	seed     uint64
 	kills    int
+	rounds   int
+	outage   time.Duration
+	changing time.Duration
 	clients  int
 	patience time.Duration
 	binary   string
+	dir      string // for what is built
 	logLevel string
 	keep     bool
 	out      io.Writer
@@ -44,6 +48,9 @@ func main() {
 	flag.StringVar(&o.scenario, "scenario", "all", "which faults: all, or one of those that are listed at the start")
 	flag.Uint64Var(&o.seed, "seed", 0, "of everything that is random; 0 draws one")
 	flag.IntVar(&o.kills, "kills", 300, "kills of the scenario kills")
+	flag.IntVar(&o.rounds, "rounds", 5, "of the scenarios brokers (each broker once) and keys (each way for Redis to be)")
+	flag.DurationVar(&o.outage, "outage", 30*time.Second, "how long a part is away in the scenario parts")
+	flag.DurationVar(&o.changing, "changing", 5*time.Minute, "how long the membership changes in the scenario membership")
 	flag.IntVar(&o.clients, "clients", 6, "clients at once")
 	flag.DurationVar(&o.patience, "patience", 90*time.Second, "how long nothing may happen before what is open counts as stuck")
 	flag.StringVar(&o.binary, "binary", "", "the pixtools to run; empty builds it")
@@ -77,12 +84,12 @@ func play(ctx context.Context, o options) error {
 	if len(chosen) == 0 {
 		return fmt.Errorf("-scenario=%s: there is none of that name", o.scenario)
 	}
-	if o.binary == "" {
-		dir, err := os.MkdirTemp("", "pixtools-faults-binary-")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(dir)
+	dir, err := os.MkdirTemp("", "pixtools-faults-binary-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if o.dir = dir; o.binary == "" {
 		if o.binary, err = build(ctx, dir, ""); err != nil {
 			return err
 		}
@@ -103,6 +110,9 @@ func play(ctx context.Context, o options) error {
 	fmt.Fprintln(o.out, "\nno promise was broken")
 	return nil
 }
+
+// buggy is the program with its deliberate bugs built in, all of them off.
+func (o options) buggy(ctx context.Context) (string, error) { return build(ctx, o.dir, "bugs") }
 
 // build makes the program that is put to the test.
 func build(ctx context.Context, dir, tags string) (string, error) {

@@ -201,6 +201,13 @@ func (r *run) figure(format string, args ...any) {
 	r.figures = append(r.figures, fmt.Sprintf(format, args...))
 }
 
+// breach notes a broken promise that no job's history shows.
+func (r *run) breach(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = append(r.broken, fmt.Sprintf(format, args...))
+}
+
 func (r *run) injected() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -246,7 +253,7 @@ func (r *run) judge(ctx context.Context) (result, error) {
 	ctx, cancel := context.WithTimeout(ctx, collectTimeout)
 	defer cancel()
 	if err := r.fleet.stop("api", "convert", "ml", "saga"); err != nil {
-		r.broken = append(r.broken, err.Error())
+		r.breach("%v", err)
 	}
 	ends, err := r.parts.ends(ctx)
 	if err != nil {
@@ -254,7 +261,7 @@ func (r *run) judge(ctx context.Context) (result, error) {
 	}
 	r.project(ctx, ends)
 	if err := r.fleet.stop("projector"); err != nil {
-		r.broken = append(r.broken, err.Error())
+		r.breach("%v", err)
 	}
 	h, err := r.collect(ctx)
 	if err != nil {
@@ -336,8 +343,19 @@ func (r *run) counts(h *history.History) string {
 			outcomes[strings.TrimPrefix(m.GetOutcome().String(), "OUTCOME_")]++
 		}
 	}
-	return fmt.Sprintf("%d jobs accepted, %d in the log, ended: %s\nanswers: %s (0: none)\nevents: %s\n%s",
-		r.load.counted(), len(jobs), inOrder(outcomes), inOrder(answers), inOrder(types), repeated(h))
+	return fmt.Sprintf("%d jobs accepted, %d in the log, ended: %s\nanswers: %s (0: none)\nevents: %s\n%s\nlongest time without an accepted submission: %.1f s",
+		r.load.counted(), len(jobs), inOrder(outcomes), inOrder(answers), inOrder(types), repeated(h), drought(h).Seconds())
+}
+
+// drought is the longest time in which no submission was accepted.
+func drought(h *history.History) time.Duration {
+	var last, longest time.Duration
+	for _, c := range h.Calls { // in the order of their answers
+		if c.Kind == history.Submit && c.Status == http.StatusAccepted {
+			longest, last = max(longest, c.Answered-last), c.Answered
+		}
+	}
+	return longest
 }
 
 // repeated counts what was done more than once.

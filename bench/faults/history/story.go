@@ -160,6 +160,9 @@ func (s *story) start(m *events.OperationStarted) bool {
 	a := attempt{m.GetRevision(), m.GetOperation(), m.GetAttempt()}
 	s.starts[a]++
 	s.starts[attempt{a.revision, a.operation, 0}]++
+	if _, ok := s.now.operations[a.operation]; !ok {
+		s.fault(Outcomes, "%s was begun, and the job does not ask for it", a.operation)
+	}
 	op := s.now.operations[a.operation]
 	if !s.now.waits(a.revision, a.operation) || a.number <= op.attempt {
 		return false
