@@ -32,8 +32,9 @@ type settings struct {
 	roles   map[string]int
 	env     []string // on top of that of every role
 	out     io.Writer
-	// keep says that the roles' logs are kept also where nothing is violated.
-	keep bool
+	// keep says that the roles' logs are kept also where nothing is violated, discard that
+	// they are removed also where something is.
+	keep, discard bool
 }
 
 // everyRole is how many processes there are of each, where a scenario says nothing else.
@@ -86,7 +87,7 @@ func execute(ctx context.Context, s settings, inject func(context.Context, *run)
 	}
 	r := &run{settings: s, random: rand.New(rand.NewPCG(s.seed, 0)), dir: dir, faults: map[string]int{}}
 	done, err := r.execute(ctx, inject)
-	if err != nil || done.failed() || s.keep {
+	if err != nil || done.failed() && !s.discard || s.keep {
 		r.say("the roles' logs are in %s", dir)
 	} else {
 		err = os.RemoveAll(dir)

@@ -22,6 +22,8 @@ type scenario struct {
 	// takes is about how long it takes, waiting for the end included.
 	takes func(o options) time.Duration
 	play  func(ctx context.Context, o options) (result, error)
+	// apart says that it is none of all, since it is not PixTools that it judges.
+	apart bool
 }
 
 // scenarios in the order in which all of them run. One of poisoned records belongs here as
@@ -30,17 +32,24 @@ type scenario struct {
 func scenarios() []scenario {
 	return []scenario{
 		{"kills", "kill -9 of random processes of every role",
-			func(o options) time.Duration { return time.Duration(o.kills)*killPause + startAndEnd }, playKills},
+			func(o options) time.Duration { return time.Duration(o.kills)*killPause + startAndEnd }, playKills, false},
 		{"brokers", "three brokers, replication factor 3, killed in turn",
-			func(o options) time.Duration { return time.Duration(o.rounds*3)*brokerTakes + startAndEnd }, playBrokers},
+			func(o options) time.Duration { return time.Duration(o.rounds*3)*brokerTakes + startAndEnd }, playBrokers, false},
 		{"parts", "Postgres, Redis, S3 and Kafka away, each once dead and once frozen",
-			func(o options) time.Duration { return 8*(o.outage+partTakes) + startAndEnd }, playParts},
+			func(o options) time.Duration { return 8*(o.outage+partTakes) + startAndEnd }, playParts, false},
 		{"membership", "processes come and go while operations take long",
-			func(o options) time.Duration { return o.changing + 2*startAndEnd }, playMembership},
+			func(o options) time.Duration { return o.changing + 2*startAndEnd }, playMembership, false},
 		{"keys", "one idempotency key, many requests at once, with Redis up, down and dying",
 			func(o options) time.Duration {
 				return time.Duration(o.rounds*len(redisModes)*2)*keysTake + startAndEnd
-			}, playKeys},
+			}, playKeys, false},
+		{"bugs", "deliberate bugs, to show that the checker finds each of them",
+			func(o options) time.Duration {
+				if o.bug != "" {
+					return 2 * bugTakes
+				}
+				return time.Duration(len(bugs())+1) * bugTakes
+			}, playBugs, true},
 	}
 }
 
