@@ -17,6 +17,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/projections"
 )
@@ -85,7 +86,7 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
 	defer cancel()
-	if after := c.QueryParam("after"); after != "" {
+	if after := c.QueryParam("after"); after != "" && !bug.On("read-ignores-after") {
 		if err := s.waitFor(ctx, after); err != nil {
 			return Job{}, err
 		}

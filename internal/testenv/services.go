@@ -163,7 +163,7 @@ func (s *Service) launch() error {
 	cmd := exec.Command(s.argv[0], s.argv[1:]...)
 	cmd.Dir, cmd.Env = s.dir, append(os.Environ(), s.env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = dieWithParent()
+	cmd.SysProcAttr = DieWithParent()
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -290,7 +290,7 @@ func StartPostgres() (*PostgresServer, error) {
 		_ = os.RemoveAll(dir)
 		return nil, fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	port := freePorts(1)[0]
+	port := FreePorts(1)[0]
 	p := &PostgresServer{URL: fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", localAddress(port))}
 	p.Service = &Service{
 		name: "postgres", dir: dir, as: as, stop: syscall.SIGINT,
@@ -405,7 +405,7 @@ func StartRedis() (*RedisServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	port := freePorts(1)[0]
+	port := FreePorts(1)[0]
 	r := &RedisServer{Addr: localAddress(port)}
 	r.Service = &Service{
 		name: "redis", dir: dir, stop: syscall.SIGTERM,
@@ -468,7 +468,7 @@ func StartS3() (*S3Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports := freePorts(2)
+	ports := FreePorts(2)
 	s := &S3Server{Endpoint: "http://" + localAddress(ports[0]), AccessKey: "pixtools", SecretKey: rand.Text(), Region: "us-east-1"}
 	s.Service = &Service{
 		name: "minio", dir: dir, stop: syscall.SIGTERM,
