@@ -372,6 +372,20 @@ func (c *KafkaCluster) Kill(i int) error {
 	return nil
 }
 
+// Freeze keeps broker i's connections open and answers nothing on them; Thaw ends that.
+func (c *KafkaCluster) Freeze(i int) error { return c.signal(i, syscall.SIGSTOP) }
+
+// Thaw lets a frozen broker go on.
+func (c *KafkaCluster) Thaw(i int) error { return c.signal(i, syscall.SIGCONT) }
+
+func (c *KafkaCluster) signal(i int, sig syscall.Signal) error {
+	b := c.brokers[i]
+	if b.process == nil {
+		return fmt.Errorf("broker %d is down", i)
+	}
+	return b.process.Signal(sig)
+}
+
 // Restart starts broker i where it left off, at its old port, and returns when it
 // answers and knows the others that run. One that runs is stopped in order first.
 func (c *KafkaCluster) Restart(i int) error {
@@ -405,6 +419,7 @@ func (b *broker) stop() {
 	if b.process == nil {
 		return
 	}
+	_ = b.process.Signal(syscall.SIGCONT)
 	_ = b.process.Signal(syscall.SIGTERM)
 	select {
 	case <-b.ended:
