@@ -42,12 +42,12 @@ func TestReadOffsets(t *testing.T) {
 		require.NoError(t, producer.ProduceSync(ctx, &kgo.Record{Topic: name}).FirstErr())
 		require.NoError(t, producer.EndTransaction(ctx, kgo.TryAbort))
 		require.NoError(t, client.ProduceSync(ctx, &kgo.Record{Topic: name}).FirstErr())
-		_, err = ReadOffsets(ctx, cfg, logger(), name, 0, []int64{last+1})
+		_, err = ReadOffsets(ctx, cfg, logger(), name, 0, []int64{last + 1})
 		require.ErrorIs(t, err, ErrNoRecord)
 		// Beyond the end there is nothing yet: it is waited for, no longer than asked.
 		short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 		defer cancel()
-		_, err = ReadOffsets(short, cfg, logger(), name, 0, []int64{last+100})
+		_, err = ReadOffsets(short, cfg, logger(), name, 0, []int64{last + 100})
 		require.Error(t, err)
 	})
 }
