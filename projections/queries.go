@@ -156,19 +156,9 @@ func (r *Reader) listen(ctx context.Context) error {
 		return err
 	}
 	// Read after LISTEN: a move before it is in the table, a later one is told.
-	rows, err := raw.Query(ctx, "SELECT partition, next_offset FROM positions WHERE log_id = $1", r.logID[:])
-	if err != nil {
+	if err := r.look(ctx, raw); err != nil {
 		return err
 	}
-	moves, partition, next := map[int32]int64{}, int32(0), int64(0)
-	if _, err := pgx.ForEachRow(rows, []any{&partition, &next}, func() error {
-		moves[partition] = next
-		return nil
-	}); err != nil {
-		return err
-	}
-	r.hear(news{moves: moves})
-	r.wakeAll() // what ended before LISTEN was not told to us
 	for {
 		n, err := raw.WaitForNotification(ctx)
 		if err != nil {
@@ -178,8 +168,28 @@ func (r *Reader) listen(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if told.anew {
+			if err := r.look(ctx, raw); err != nil {
+				return err
+			}
+		}
 		r.hear(told)
 	}
+}
+
+// look takes the positions from the table, whatever was heard before: after a swap they
+// are those of another read model, and one that was begun anew is behind.
+func (r *Reader) look(ctx context.Context, conn *pgx.Conn) error {
+	_, next, err := positionsIn(ctx, conn, r.logID)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.next = next
+	r.mu.Unlock()
+	r.hear(news{})
+	r.wakeAll() // what ended meanwhile was not told to us
+	return nil
 }
 
 func (r *Reader) hear(n news) {
