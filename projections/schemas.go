@@ -18,6 +18,7 @@ const Previous = Schema + "_previous"
 
 // States of a schema beside the live one.
 const (
+	stateLive = "live"
 	// StateBuilding: a rebuild is at work in it, or was cut off.
 	StateBuilding = "building"
 	// StateReady: it is whole, can be compared and can be promoted.
