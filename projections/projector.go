@@ -92,14 +92,21 @@ func (p *Projector) session(ctx context.Context) error {
 	}
 	defer client.CloseAllowingRebalance()
 	for {
-		fetches := client.PollRecords(ctx, p.cfg.BatchRecords)
+		polling, cancel := context.WithTimeout(ctx, lookEvery)
+		fetches := client.PollRecords(polling, p.cfg.BatchRecords)
+		cancel()
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return ctx.Err()
 		}
 		fetches.EachError(func(topic string, partition int32, err error) {
-			p.log.Warn("projector cannot fetch", "topic", topic, "partition", partition, "error", err)
+			if !errors.Is(err, context.DeadlineExceeded) {
+				p.log.Warn("projector cannot fetch", "topic", topic, "partition", partition, "error", err)
+			}
 		})
 		err := s.apply(ctx, fetches)
+		if fetches.NumRecords() == 0 {
+			err = s.look(ctx)
+		}
 		if errors.Is(err, errSwapped) {
 			if err = s.settle(ctx); err == nil {
 				err = s.apply(ctx, fetches)
@@ -110,6 +117,30 @@ func (p *Projector) session(ctx context.Context) error {
 		}
 		client.AllowRebalance()
 	}
+}
+
+// lookEvery is how often a projector to which nothing comes looks whether its read model is
+// still there.
+const lookEvery = 2 * time.Second
+
+func (s *session) look(ctx context.Context) error {
+	if len(s.next) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
+	defer cancel()
+	return s.sameTable(ctx, s.pool)
+}
+
+func (s *session) sameTable(ctx context.Context, in rowQuerier) error {
+	var table uint32
+	if err := in.QueryRow(ctx, "SELECT 'positions'::regclass::oid").Scan(&table); err != nil {
+		return fmt.Errorf("look which read model there is: %w", err)
+	}
+	if table != s.table {
+		return errSwapped
+	}
+	return nil
 }
 
 // seek sets where fetching begins to what the database holds. Kafka's own offsets
@@ -255,12 +286,8 @@ func (s *session) advance(ctx context.Context, tx pgx.Tx, moved map[int32]int64)
 	if tag.RowsAffected() == int64(len(moved)) {
 		return nil
 	}
-	var table uint32
-	if err := tx.QueryRow(ctx, "SELECT 'positions'::regclass::oid").Scan(&table); err != nil {
-		return fmt.Errorf("look which read model there is: %w", err)
-	}
-	if table != s.table {
-		return errSwapped
+	if err := s.sameTable(ctx, tx); err != nil {
+		return err
 	}
 	return errMoved
 }

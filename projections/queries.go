@@ -34,8 +34,10 @@ type Reader struct {
 	log   *slog.Logger
 
 	mu sync.Mutex
-	// next is the projection's next offset by partition, as far as we have heard.
-	next map[int32]int64
+	// next is the projection's next offset by partition, as far as we have heard, and table
+	// the table that said so.
+	next  map[int32]int64
+	table uint32
 	// changed is closed, and replaced, whenever next grows.
 	changed chan struct{}
 	// watched has a channel for each watcher of a job's end, by job.
@@ -60,11 +62,22 @@ func (r *Reader) History(ctx context.Context, tenant, id string) ([]int64, error
 func (r *Reader) row(ctx context.Context, query, tenant, id string, into *[]byte) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
+	r.mu.Lock()
+	known := r.table
+	r.mu.Unlock()
 	err := r.pool.QueryRow(ctx, query, id, tenant).Scan(into)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return ErrNotFound
-	case err != nil:
+	if errors.Is(err, pgx.ErrNoRows) {
+		// Who waited for a position did so in the read model that we know. One that was begun
+		// anew since may not have the job yet.
+		var table uint32
+		if err = r.pool.QueryRow(ctx, "SELECT 'positions'::regclass::oid").Scan(&table); err == nil && (table == known || known == 0) {
+			return ErrNotFound
+		}
+		if err == nil {
+			err = errSwapped
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return nil
@@ -180,12 +193,12 @@ func (r *Reader) listen(ctx context.Context) error {
 // look takes the positions from the table, whatever was heard before: after a swap they
 // are those of another read model, and one that was begun anew is behind.
 func (r *Reader) look(ctx context.Context, conn *pgx.Conn) error {
-	_, next, err := positionsIn(ctx, conn, r.logID)
+	table, next, err := positionsIn(ctx, conn, r.logID)
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
-	r.next = next
+	r.next, r.table = next, table
 	r.mu.Unlock()
 	r.hear(news{})
 	r.wakeAll() // what ended meanwhile was not told to us

@@ -128,18 +128,20 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// positionsIn reads how far a read model is, by partition, and which table says so: 0
-// where there is no position.
+// positionsIn reads how far a read model is, by partition, and which table says so.
 func positionsIn(ctx context.Context, in querier, logID [16]byte) (table uint32, next map[int32]int64, err error) {
-	rows, err := in.Query(ctx, "SELECT tableoid, partition, next_offset FROM positions WHERE log_id = $1", logID[:])
+	rows, err := in.Query(ctx, `SELECT t.oid, p.partition, p.next_offset FROM (SELECT 'positions'::regclass::oid) t
+		LEFT JOIN positions p ON p.log_id = $1`, logID[:])
 	if err != nil {
 		return 0, nil, fmt.Errorf("read the positions: %w", err)
 	}
 	next = map[int32]int64{}
-	var partition int32
-	var offset int64
+	var partition *int32
+	var offset *int64
 	_, err = pgx.ForEachRow(rows, []any{&table, &partition, &offset}, func() error {
-		next[partition] = offset
+		if partition != nil {
+			next[*partition] = *offset
+		}
 		return nil
 	})
 	if err != nil {

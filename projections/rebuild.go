@@ -30,6 +30,38 @@ type Until struct {
 	Position *events.Position
 }
 
+// At is the state when the event at a position was the newest.
+func (r *Replayer) At(ctx context.Context, p events.Position) (Until, error) {
+	if p.Log != r.logID {
+		return Until{}, fmt.Errorf("%w: it is a position in another log", ErrNoEvent)
+	}
+	ends, err := r.ends(ctx)
+	if err != nil {
+		return Until{}, err
+	}
+	if p.Offset < 0 || p.Offset >= ends[p.Partition] {
+		return Until{}, fmt.Errorf("%w: partition %d ends at %d", ErrNoEvent, p.Partition, ends[p.Partition])
+	}
+	client, err := r.consume(map[int32]int64{p.Partition: p.Offset})
+	if err != nil {
+		return Until{}, err
+	}
+	defer client.Close()
+	for {
+		fetches := client.PollRecords(ctx, 1)
+		if err := errors.Join(ctx.Err(), r.faults(fetches)); err != nil {
+			return Until{}, err
+		}
+		for _, record := range fetches.Records() {
+			e, err := events.Decode(record)
+			if record.Offset != p.Offset || err != nil {
+				return Until{}, fmt.Errorf("%w: partition %d, offset %d", ErrNoEvent, p.Partition, p.Offset)
+			}
+			return Until{Text: p.Token(), Time: e.Time, Position: &p}, nil
+		}
+	}
+}
+
 // leavesOut says whether an event is not part of the state.
 func (u Until) leavesOut(partition int32, offset int64, at time.Time) bool {
 	if u.Position != nil && u.Position.Partition == partition {
@@ -44,9 +76,14 @@ type Rebuilt struct {
 	// Records were read, Jobs written; Again counts writes of jobs that came back after they
 	// were let go.
 	Records, Jobs, Again int64
+	// Unreadable records are no events: the live projector passes over them, too.
+	Unreadable int64
 	// Took is how long it took: all of it, and making the indexes alone.
 	Took, Indexing time.Duration
 }
+
+// ErrNoEvent says that there is no event at a position.
+var ErrNoEvent = errors.New("there is no event at this position")
 
 // ErrLogCut says that the log does not have its beginning any more.
 var ErrLogCut = errors.New("the log's beginning is gone: what is made of the rest would lack jobs")
@@ -63,6 +100,9 @@ func (r *Replayer) Build(ctx context.Context, until Until, tell func(Progress)) 
 		if start > 0 {
 			return Rebuilt{}, fmt.Errorf("%w: partition %d begins at %d", ErrLogCut, partition, start)
 		}
+	}
+	if p := until.Position; p != nil {
+		ends[p.Partition] = min(ends[p.Partition], p.Offset+1)
 	}
 	made, err := r.create(ctx, until.Text)
 	if err != nil {
@@ -89,7 +129,7 @@ type build struct {
 	ends   map[int32]int64
 	tell   func(Progress)
 
-	records, jobs, again atomic.Int64
+	records, jobs, again, unreadable atomic.Int64
 }
 
 func (b *build) run(ctx context.Context, done *Rebuilt) (err error) {
@@ -114,7 +154,7 @@ func (b *build) run(ctx context.Context, done *Rebuilt) (err error) {
 		return err
 	}
 	done.Indexing = time.Since(indexing)
-	done.Records, done.Jobs, done.Again = b.records.Load(), b.jobs.Load(), b.again.Load()
+	done.Records, done.Jobs, done.Again, done.Unreadable = b.records.Load(), b.jobs.Load(), b.again.Load(), b.unreadable.Load()
 	return b.finish(ctx, done)
 }
 
@@ -166,10 +206,10 @@ type chunk struct {
 
 const (
 	// waitingChunks may wait for a worker. Partitions come in turns, so a few keep all
-	// workers busy.
+	// workers busy. A chunk is as large as the projector's batches.
 	waitingChunks = 2
-	// chunkRecords bounds one: jobs that are not held are looked for in one query.
-	chunkRecords = 2000
+	// toldUnreadable is of how many records that are no events the log file tells.
+	toldUnreadable = 10
 )
 
 // load reads the log from its beginning to b.ends and writes the rows.
@@ -260,7 +300,7 @@ func (b *build) share(ctx context.Context, p kgo.FetchPartition, chunks []chan c
 	}
 	to := chunks[int(p.Partition)%len(chunks)]
 	for len(records) > 0 {
-		n := min(len(records), chunkRecords)
+		n := min(len(records), b.read.BatchRecords)
 		select {
 		case to <- chunk{p.Partition, records[:n]}:
 		case <-ctx.Done():
@@ -324,7 +364,7 @@ func (w *worker) take(ctx context.Context, c chunk) error {
 		}
 		e, err := events.Decode(r)
 		if err != nil {
-			if !errors.Is(err, events.ErrUnknownType) {
+			if !errors.Is(err, events.ErrUnknownType) && w.unreadable.Add(1) <= toldUnreadable {
 				w.log.Error("replay passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 			}
 			continue

@@ -45,7 +45,7 @@ func (c ReplayConfig) Validate() error {
 	}{
 		{"REPLAY_WORKERS", c.Workers, 0, 256, "workers"},
 		{"REPLAY_HELD_JOBS", c.HeldJobs, 1, 10_000_000, "jobs"},
-		{"REPLAY_FILTER_BYTES", c.FilterBytes, 1 << 10, 1 << 32, "bytes"},
+		{"REPLAY_FILTER_BYTES", c.FilterBytes, 1 << 10, 1 << 30, "bytes"},
 		{"REPLAY_SCHEMAS", c.Schemas, 1, 100, "read models"},
 	} {
 		if n.value < n.from || n.value > n.to {
