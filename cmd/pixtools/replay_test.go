@@ -131,7 +131,7 @@ func TestReplay(t *testing.T) {
 	db, err := pgx.Connect(within(t), strings.Replace(env["DATABASE_URL"], "postgresql+asyncpg://", "postgres://", 1))
 	require.NoError(t, err)
 	defer db.Close(within(t))
-	exec := func(sql string, args ...any) {
+	execute := func(sql string, args ...any) {
 		t.Helper()
 		_, err := db.Exec(within(t), sql, args...)
 		require.NoError(t, err)
@@ -155,7 +155,7 @@ func TestReplay(t *testing.T) {
 	require.Empty(t, x.faults)
 
 	// A row changed by hand is found, and what is wrong with it.
-	exec("UPDATE pixtools_read.jobs SET revision = 9 WHERE job_id = $1", x.ids[0])
+	execute("UPDATE pixtools_read.jobs SET revision = 9 WHERE job_id = $1", x.ids[0])
 	out, err := p.replay("--schema", "pixtools_read_1", "--diff")
 	var status *exec.ExitError
 	require.ErrorAs(t, err, &status, "%s", out)
@@ -164,7 +164,7 @@ func TestReplay(t *testing.T) {
 
 	// Dropped: reads say so, submissions go on, one command brings it back.
 	before := p.ended(x.ids[1])
-	exec("DROP SCHEMA pixtools_read CASCADE")
+	execute("DROP SCHEMA pixtools_read CASCADE")
 	var problem api.Problem
 	require.Equal(t, http.StatusServiceUnavailable, p.ask(http.MethodGet, "/api/jobs/"+x.ids[1], nil, &problem))
 	meanwhile := p.submit(file("a.png", "image/png", x.picture), field("operations", `["webp"]`))
