@@ -32,7 +32,7 @@ lint: native schemas ## run the linters, and check the public contract
 
 bench: build ## measure jobs a second, CPU a job, times; a rebuild; denoising beside its peers (PyTorch: 7 GB, once; PEERS=0 without)
 	@$(ENV) go run ./bench/load
-	@$(ENV) go run ./bench/replay -events=$(or $(EVENTS),1000000)
+	@$(ENV) go run ./bench/replay -broker=embedded -events=$(or $(EVENTS),1000000)
 	@[ "$(PEERS)" = 0 ] || models/training/venv.sh >/dev/null
 	@$(ENV) go run ./bench/denoise -peers=$(if $(filter 0,$(PEERS)),false,true)
 

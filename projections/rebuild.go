@@ -150,7 +150,7 @@ func (b *build) run(ctx context.Context, done *Rebuilt) (err error) {
 	}
 	b.tell(Progress{Phase: "making indexes"})
 	indexing := time.Now()
-	if err := inSchema(ctx, b.pool, append(indexes, "ANALYZE jobs")...); err != nil {
+	if err := inOne(ctx, b.pool, append(indexes, "ANALYZE jobs")...); err != nil {
 		return err
 	}
 	done.Indexing = time.Since(indexing)
@@ -175,7 +175,7 @@ func (b *build) dropIndexes(ctx context.Context) (definitions []string, err erro
 	if err != nil {
 		return nil, fmt.Errorf("list the indexes: %w", err)
 	}
-	return definitions, inSchema(ctx, b.pool, drops...)
+	return definitions, inOne(ctx, b.pool, drops...)
 }
 
 // finish notes how far the read model is, and that it is whole.

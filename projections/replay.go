@@ -189,8 +189,8 @@ func (r *Replayer) open(schema string, options map[string]string) (*pgxpool.Pool
 	return pgxpool.NewWithConfig(context.Background(), pc)
 }
 
-// inSchema runs statements in a schema, all or none.
-func inSchema(ctx context.Context, pool *pgxpool.Pool, statements ...string) error {
+// inOne runs statements, all or none.
+func inOne(ctx context.Context, pool *pgxpool.Pool, statements ...string) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		for _, statement := range statements {
 			if _, err := tx.Exec(ctx, statement); err != nil {

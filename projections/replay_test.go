@@ -380,6 +380,42 @@ func TestInterruptedRebuilds(t *testing.T) {
 	require.ErrorIs(t, err, projections.ErrState)
 }
 
+// A swap that would hold the projection up for too long lets go and tries again, and gives
+// up at last; the live read model is as it was.
+func TestSwapLetsGo(t *testing.T) {
+	w := newWorld(t)
+	w.randomly(50, 0, 10, rand.New(rand.NewPCG(12, 1)))
+	w.mutedProjector()
+	w.caughtUp()
+	r := w.replayer(func(c *projections.ReplayConfig) { c.SwapTimeout = 20 * time.Millisecond })
+	w.begin(r)
+	built, err := r.Build(w.ctx(), projections.Until{}, silent)
+	require.NoError(t, err)
+	holder, err := w.pool.Begin(w.ctx())
+	require.NoError(t, err)
+	_, err = holder.Exec(w.ctx(), "UPDATE positions SET next_offset = next_offset")
+	require.NoError(t, err)
+	swapped, err := r.Promote(w.ctx(), built.Name, silent)
+	require.ErrorContains(t, err, "REPLAY_SWAP_TIMEOUT")
+	require.Equal(t, 20, swapped.Tries)
+	require.Equal(t, []string{projections.Schema, built.Name}, w.schemas(r))
+	w.caughtUp()
+
+	patient, tries := w.replayer(func(c *projections.ReplayConfig) { c.SwapTimeout = time.Second }), 0
+	swapped, err = patient.Promote(w.ctx(), built.Name, func(p projections.Progress) {
+		if p.Phase != "swapping" {
+			return
+		}
+		if tries++; tries == 3 {
+			require.NoError(t, holder.Rollback(w.ctx()))
+		}
+	})
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, swapped.Tries, 3)
+	w.randomly(50, 0, 20, rand.New(rand.NewPCG(13, 1)))
+	w.caughtUp()
+}
+
 // Dropped under a running projector and reader, the read model comes back as it was, and
 // nobody has to be started anew. Nothing made half of it meanwhile.
 func TestReadModelIsDropped(t *testing.T) {

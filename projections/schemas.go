@@ -120,11 +120,34 @@ func (r *Replayer) Drop(ctx context.Context, name string) error {
 	return r.drop(ctx, name)
 }
 
+// dropWait is how long removing waits for those who still read there.
+const dropWait = "5s"
+
 func (r *Replayer) drop(ctx context.Context, name string) error {
-	if _, err := r.admin.Exec(ctx, "DROP SCHEMA IF EXISTS "+quoted(name)+" CASCADE"); err != nil {
-		return fmt.Errorf("drop %s: %w", name, err)
+	err := inOne(ctx, r.admin, "SET LOCAL lock_timeout = '"+dropWait+"'", "DROP SCHEMA IF EXISTS "+quoted(name)+" CASCADE")
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return nil
+}
+
+// clear removes what is of no more use. Where somebody still reads there, a later replay
+// does.
+func (r *Replayer) clear(ctx context.Context, states ...string) error {
+	all, err := r.Schemas(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if s.Name == Schema || !slices.Contains(states, s.State) {
+			continue
+		}
+		r.log.Info("removing a read model that nobody needs", "schema", s.Name, "state", s.State)
+		if err := r.drop(ctx, s.Name); err != nil {
+			r.log.Warn("a read model that nobody needs could not be removed; the next replay tries again", "schema", s.Name, "error", err)
+		}
+	}
+	return ctx.Err()
 }
 
 // Begin makes this the only replay on the database, until end is called or the process
@@ -135,7 +158,14 @@ func (r *Replayer) Begin(ctx context.Context) (end func(), err error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	raw := conn.Hijack() // the lock is the connection's
-	end = func() { _ = raw.Close(context.WithoutCancel(ctx)) }
+	end = func() {
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.read.QueryTimeout)
+		defer cancel()
+		// Not by closing alone: the server may take a while to see that, and whoever comes next
+		// would be told that we are at work.
+		_, _ = raw.Exec(ending, "SELECT pg_advisory_unlock_all()")
+		_ = raw.Close(ending)
+	}
 	var ours bool
 	if err := raw.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtext('pixtools replay'))").Scan(&ours); err != nil {
 		end()
@@ -145,14 +175,7 @@ func (r *Replayer) Begin(ctx context.Context) (end func(), err error) {
 		end()
 		return nil, ErrBusy
 	}
-	all, err := r.Schemas(ctx)
-	for _, s := range all {
-		if err == nil && s.Name != Schema && (s.State == StateBuilding || s.State == stateDiscarded) {
-			r.log.Info("removing what an earlier replay left", "schema", s.Name, "state", s.State)
-			err = r.drop(ctx, s.Name)
-		}
-	}
-	if err != nil {
+	if err := r.clear(ctx, StateBuilding, stateDiscarded); err != nil {
 		end()
 		return nil, err
 	}

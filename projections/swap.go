@@ -56,7 +56,7 @@ func (r *Replayer) swap(ctx context.Context, name, state string, tell func(Progr
 	if err != nil {
 		return done, err
 	}
-	return done, r.dropDiscarded(ctx)
+	return done, r.clear(ctx, stateDiscarded)
 }
 
 // hurrying tries again what ran out of its time.
@@ -247,23 +247,6 @@ func rename(ctx context.Context, tx pgx.Tx, all []SchemaInfo, info SchemaInfo, d
 	if done.Replaced {
 		live.Name = aside
 		return to(live, Previous, StateReplaced)
-	}
-	return nil
-}
-
-// dropDiscarded removes what was live before the one that was live before. Where somebody
-// still looks at it, the next replay does.
-func (r *Replayer) dropDiscarded(ctx context.Context) error {
-	all, err := r.Schemas(ctx)
-	if err != nil {
-		return err
-	}
-	for _, s := range all {
-		if s.State == stateDiscarded {
-			if err := r.drop(ctx, s.Name); err != nil {
-				r.log.Warn("an old read model could not be removed; the next replay tries again", "schema", s.Name, "error", err)
-			}
-		}
 	}
 	return nil
 }
