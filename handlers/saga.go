@@ -331,23 +331,20 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 	if err := session.Begin(); err != nil {
 		return fmt.Errorf("begin the saga's transaction: %w", err)
 	}
+	records, err := s.records(changes)
+	if err != nil {
+		return err
+	}
 	refused := make(chan error, 1)
-	for partition, c := range changes {
-		c.expire(s.cfg.Remember)
-		records, err := c.records(partition % s.changelogPartitions)
-		if err != nil {
-			return err
-		}
-		for _, r := range records {
-			session.Produce(ctx, r, func(_ *kgo.Record, err error) {
-				if err != nil {
-					select {
-					case refused <- err:
-					default:
-					}
+	for _, r := range records {
+		session.Produce(ctx, r, func(_ *kgo.Record, err error) {
+			if err != nil {
+				select {
+				case refused <- err:
+				default:
 				}
-			})
-		}
+			}
+		})
 	}
 	// Before the end, since the end does not ask: it would commit the offsets without
 	// what a broker refused.
@@ -359,21 +356,40 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 		return errors.Join(fmt.Errorf("produce in the saga's transaction: %w", <-refused), err)
 	}
 	committed, err := session.End(ctx, kgo.TryCommit)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("end the saga's transaction: %w", err)
-	case !committed:
+	}
+	s.settle(changes, committed)
+	return nil
+}
+
+// records are all that a transaction writes.
+func (s *Saga) records(changes map[int32]*changeSet) (all []*kgo.Record, err error) {
+	for _, partition := range slices.Sorted(maps.Keys(changes)) {
+		c := changes[partition]
+		c.expire(s.cfg.Remember)
+		records, err := c.records(partition % s.changelogPartitions)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, records...)
+	}
+	return all, nil
+}
+
+// settle brings what a transaction committed into the memory.
+func (s *Saga) settle(changes map[int32]*changeSet, committed bool) {
+	if !committed {
 		// A rebalance came first. The session goes back to the committed offsets;
 		// our memory was not changed yet.
 		s.log.Info("saga transaction aborted by a rebalance; its records will be read again")
-		return nil
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range changes {
 		c.commit()
 	}
-	return nil
 }
 
 // apply folds one record and, if that settles its job, ends the job. What cannot be read,
