@@ -107,9 +107,14 @@ type memory struct {
 	// ended lists the ids of ended jobs, the longest ended first; open are the others'.
 	ended []string
 	open  map[string]struct{}
+	// missed has the revisions of open jobs of which we told already that their deadline is
+	// over. It is not in the changelog: after a restart we tell again, which changes nothing.
+	missed map[string]int32
 }
 
-func newMemory() *memory { return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}} }
+func newMemory() *memory {
+	return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}, missed: map[string]int32{}}
+}
 
 // NewSaga makes a saga; opts must name the brokers. transactionalID is stable per
 // instance on Kafka and fresh per process start on the embedded broker. The changelog
@@ -320,7 +325,7 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
 			return err
 		}
 		for _, id := range late {
-			s.guard(id, func() error { return s.told(c.miss(id, now, s.cfg.JobDeadline)) })
+			s.guard(id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
 		}
 	}
 	return nil
@@ -401,14 +406,14 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	}
 	if err != nil {
 		s.log.Error("a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
-		s.guard(string(r.Key), func() error { return s.told(c.refuse(r, events.CodeUndecodable, err.Error(), "")) })
+		s.guard(string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
 		return
 	}
 	if _, ok := e.Message.(*events.OperationStarted); ok {
 		return // says nothing of a job's end: not worth a state to keep
 	}
 	if fault := s.guard(e.JobID, func() error { return s.told(c.take(e)) }); fault != nil {
-		s.guard(e.JobID, func() error { return s.told(c.refuse(r, events.CodePanic, fault.message, fault.stack)) })
+		s.guard(e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}
 }
 
