@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-fuego/fuego"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/pixtools/pixtools/commands"
@@ -233,6 +234,15 @@ func (s *Server) deadLetter(c fuego.ContextNoBody) (DeadLetterDetail, error) {
 	return d, nil
 }
 
+func (s *Server) originOf(ctx context.Context, l *events.DeadLetter) (*kgo.Record, error) {
+	o := l.GetOrigin()
+	found, err := s.ReadLog(ctx, o.GetTopic(), o.GetPartition(), []int64{o.GetOffset()})
+	if err != nil {
+		return nil, err
+	}
+	return found[0], nil
+}
+
 // record reads a letter's record from the log.
 func (s *Server) record(ctx context.Context, l *events.DeadLetter) (*Record, string) {
 	if l.GetOrigin() == nil {
@@ -240,7 +250,7 @@ func (s *Server) record(ctx context.Context, l *events.DeadLetter) (*Record, str
 	}
 	ctx, stop := context.WithTimeout(ctx, s.cfg.WaitTimeout)
 	defer stop()
-	r, err := s.ReadLog(ctx, l.GetOrigin())
+	r, err := s.originOf(ctx, l)
 	if err != nil {
 		s.Log.Warn("a dead letter's record cannot be read", "dead_letter", l.ID, "error", err)
 		return nil, "it cannot be read from the log: " + err.Error()
@@ -388,7 +398,7 @@ func (r *redriving) stateFor(command *commands.Redrive) (*events.Job, error) {
 	defer stop()
 	l := command.Letter
 	if l.GetOperation() == "" && l.GetOrigin() != nil {
-		record, err := r.ReadLog(ctx, l.GetOrigin())
+		record, err := r.originOf(ctx, l)
 		if err == nil {
 			var e events.Event
 			if e, err = events.Decode(record); err == nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/projections"
 )
@@ -74,6 +75,9 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	if err != nil {
 		return Job{}, err
 	}
+	if at := c.QueryParam("at"); at != "" {
+		return s.jobAt(c, id, at)
+	}
 	var ended <-chan struct{}
 	if patience > 0 {
 		var stop func()
@@ -82,7 +86,7 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
 	defer cancel()
-	if after := c.QueryParam("after"); after != "" {
+	if after := c.QueryParam("after"); after != "" && !bug.On("read-ignores-after") {
 		if err := s.waitFor(ctx, after); err != nil {
 			return Job{}, err
 		}
@@ -216,19 +220,9 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 	if err != nil {
 		s.Log.Warn("file name cannot be opened; links go without it", "job", state.GetId(), "error", err)
 	}
-	job := Job{
-		JobID: state.GetId(), Status: statusOf(state), ErrorMessage: errorMessageOf(state),
-		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
-		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
-	}
-	if state.GetPhase() == events.Phase_PHASE_ENDED {
-		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
-		job.Outcome, job.FinalizedAt = &outcome, &at
-	}
-	told := s.progress(ctx, state)
+	job, told := jobOf(state), s.progress(ctx, state)
 	for _, op := range state.GetOperations() {
-		job.Operations = append(job.Operations, op.GetName())
-		result := resultOf(op)
+		result := job.OperationResults[op.GetName()]
 		// An earlier attempt's progress is none: the work began anew.
 		if p, ok := told[op.GetName()]; ok && p.Attempt == op.GetAttempt() {
 			result.Progress = p.Share()
@@ -243,6 +237,24 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 		job.OperationResults[op.GetName()] = result
 	}
 	return job, nil
+}
+
+// jobOf is the state without what lies outside it: links and progress.
+func jobOf(state *events.Job) Job {
+	job := Job{
+		JobID: state.GetId(), Status: statusOf(state), ErrorMessage: errorMessageOf(state),
+		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
+		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
+	}
+	if state.GetPhase() == events.Phase_PHASE_ENDED {
+		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
+		job.Outcome, job.FinalizedAt = &outcome, &at
+	}
+	for _, op := range state.GetOperations() {
+		job.Operations = append(job.Operations, op.GetName())
+		job.OperationResults[op.GetName()] = resultOf(op)
+	}
+	return job
 }
 
 // progress is how far the operations are that run, as far as Redis tells.

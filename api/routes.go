@@ -31,6 +31,12 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Links are signed anew at each read. Right after its submission a job is found, never 404."),
 		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
 		fuego.OptionQuery("wait", "Seconds to wait for the job's end; then it is answered as it is"),
+		fuego.OptionQuery("at", "A position or a time: the job as it was then"),
+		problems(404, 422, 503))
+	fuego.Get(f, "/api/jobs/{job_id}/events", s.history,
+		fuego.OptionOperationID("history"), fuego.OptionSummary("Read a job's history"),
+		fuego.OptionOverrideDescription("Every event of the job as the log has it, what caused it, how long that took, and the job after it."),
+		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
 		problems(404, 422, 503))
 	fuego.Post(f, "/api/jobs/{job_id}/cancel", s.cancel,
 		fuego.OptionOperationID("cancel"), fuego.OptionSummary("Cancel a job"),
@@ -106,10 +112,10 @@ func describe(f *fuego.Server) ([]byte, error) {
 		op.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
 			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query. Absent where the job was in the log before", Schema: text.NewRef()}}}}
 	}
-	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job"} { // the framework passes over the tag
+	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
-	for _, op := range []*openapi3.Operation{cancel, retry, doc.Paths.Value("/api/jobs/{job_id}").Get} {
+	for _, op := range []*openapi3.Operation{cancel, retry, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	}
 	delete(doc.Components.Schemas, "HTTPError")

@@ -19,7 +19,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/secrets"
@@ -51,8 +50,9 @@ type Config struct {
 	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256"`
 	// UploadTimeout bounds reading one upload.
 	UploadTimeout time.Duration `env:"UPLOAD_TIMEOUT" envDefault:"5m"`
-	// WaitTimeout bounds how long a query waits for the projection.
-	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"2s"`
+	// WaitTimeout bounds how long a query waits for the projection, and for the database. With
+	// what it does besides it answers within 2 s.
+	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"1700ms"`
 	// LongestWait bounds what a client may ask for with wait=.
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
@@ -91,8 +91,8 @@ type Parts struct {
 	Redis       *redis.Client
 	Reader      *projections.Reader
 	DeadLetters *projections.DeadLetters
-	// ReadLog reads one record of a topic.
-	ReadLog func(context.Context, *events.Origin) (*kgo.Record, error)
+	// ReadLog reads records of a topic, at offsets that ascend.
+	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	Keys    *secrets.Keyring
 	LogID   [16]byte
 	// Partitions is how many the log has.
@@ -138,6 +138,10 @@ func New(cfg Config, parts Parts) (*Server, error) {
 	return s, nil
 }
 
+// HoldKeys takes the key that protects file names into memory, so that submissions go on
+// without the database from the first one on.
+func (s *Server) HoldKeys(ctx context.Context) error { return s.Keys.Hold(ctx, defaultTenant) }
+
 // Spec is the OpenAPI document.
 func (s *Server) Spec() []byte { return s.spec }
 
@@ -180,8 +184,18 @@ func (s *Server) pages() error {
 	return nil
 }
 
-// ServeHTTP gives every request an id, and every answer the headers of all.
+// ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	identify(w, r)
+	if _, pattern := s.mux.Handler(r); pattern == "" {
+		s.unrouted(w, r).write(w)
+		return
+	}
+	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
+}
+
+// identify gives a request its id, and its answer the headers of all.
+func identify(w http.ResponseWriter, r *http.Request) {
 	id := r.Header.Get(requestIDHeader)
 	if !plain(id) {
 		id = uuid.NewString()
@@ -190,11 +204,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(requestIDHeader, id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
-	if _, pattern := s.mux.Handler(r); pattern == "" {
-		s.unrouted(w, r).write(w)
-		return
-	}
-	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
 }
 
 // unrouted tells an unknown path from a known one asked with another method.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/processors/engine"
 )
@@ -176,12 +178,21 @@ func (w *Worker) wanted(e events.Event) bool {
 	return false
 }
 
-// fold keeps the states of jobs that ask for our operation.
+// underKey says whether e requests a job whose id follows from an idempotency key. Then
+// another request for it may follow, which does not count.
+func underKey(e events.Event) bool {
+	_, request := e.Message.(*events.JobRequested)
+	id, err := uuid.Parse(e.JobID)
+	return request && err == nil && id.Version() == 5 // others are of version 7
+}
+
+// fold keeps the states of jobs that ask for our operation, and of those whose next
+// request might.
 func (w *Worker) fold(e events.Event) *events.Job {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	before, known := w.jobs.Get(e.JobID)
-	if !known && !w.wanted(e) {
+	if !known && !w.wanted(e) && !underKey(e) {
 		return nil
 	}
 	after := events.Fold(before, e)
@@ -287,7 +298,9 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 	conversion := w.operation.Request(source, target, parametersOf(state, w.operation.Name))
 	conversion.Timeout = w.cfg.Timeout
 	conversion.OnTurn = func() (err error) {
-		a, err = w.begin(ctx, request)
+		if a, err = w.begin(ctx, request); err == nil {
+			err = bug.Slow(ctx)
+		}
 		return err
 	}
 	conversion.OnProgress = func(done, total int) { a.report(done, total) }
@@ -496,12 +509,18 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 		if _, err := file.Seek(0, io.SeekStart); err != nil {
 			return struct{}{}, backoff.Permanent(err) // our own disk's fault
 		}
+		if bug.On("artifact-not-stored") {
+			return struct{}{}, nil
+		}
 		return struct{}{}, w.store.Put(ctx, key, file, size, sum, w.target.ContentType)
 	}, backoff.WithMaxElapsedTime(w.cfg.GiveUpAfter), backoff.WithNotify(func(err error, pause time.Duration) {
 		w.log.Warn("cannot store the artifact, trying again", "job", jobID, "after", pause.String(), "error", err)
 	}))
 	if err != nil {
 		return nil, err
+	}
+	if bug.On("artifact-wrong-hash") {
+		sum[0]++
 	}
 	return &events.Artifact{Key: key, Sha256: hex.EncodeToString(sum[:]), Bytes: size,
 		Width: int32(result.Width), Height: int32(result.Height), Format: w.target.Format}, nil
@@ -510,9 +529,16 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 // emit puts events into the log and folds them.
 func (w *Worker) emit(ctx context.Context, decided []events.Event) error {
 	for _, e := range decided {
+		if bug.On("event-ids-drawn") {
+			e.ID = uuid.NewString()
+		}
 		r, err := e.Record()
 		if err != nil {
 			return err
+		}
+		if bug.On("worker-acks-early") {
+			w.publisher.Begin(context.WithoutCancel(ctx), r)
+			continue
 		}
 		if err := w.publisher.Append(ctx, r); err != nil {
 			return fmt.Errorf("append %s of job %s: %w", e.Type(), e.JobID, err)

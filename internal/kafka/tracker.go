@@ -3,6 +3,8 @@ package kafka
 import (
 	"fmt"
 	"sort"
+
+	"github.com/pixtools/pixtools/internal/bug"
 )
 
 // tracker knows how far a partition is finished. Records are done in any order, but a
@@ -45,6 +47,10 @@ func (t *tracker) done(offset int64) bool {
 		panic(fmt.Sprintf("kafka: offset %d is done but was not open", offset))
 	}
 	t.entries[i].done = true
+	if i > 0 && bug.On("commit-skips-open") {
+		t.head = t.entries[i].position
+		return true
+	}
 	if i > 0 {
 		return false
 	}

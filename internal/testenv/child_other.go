@@ -4,6 +4,6 @@ package testenv
 
 import "syscall"
 
-// dieWithParent is a promise that only Linux can give: elsewhere a broker outlives a
+// DieWithParent is a promise that only Linux can give: elsewhere a broker outlives a
 // test process that is killed or that did not call Stop.
-func dieWithParent() *syscall.SysProcAttr { return nil }
+func DieWithParent() *syscall.SysProcAttr { return nil }

@@ -154,7 +154,7 @@ func runDir(parent string) (string, error) {
 }
 
 func (c *KafkaCluster) configure(n int) error {
-	ports := freePorts(2 * n)
+	ports := FreePorts(2 * n)
 	voters := make([]string, n)
 	for i := range n {
 		voters[i] = fmt.Sprintf("%d@127.0.0.1:%d", i+1, ports[n+i])
@@ -215,9 +215,10 @@ group.consumer.heartbeat.interval.ms=500
 
 func (b *broker) file(name string) string { return filepath.Join(b.dir, name) }
 
-// freePorts draws below the range from which outgoing connections get theirs, so that
-// a broker that is down finds its port free when it comes back.
-func freePorts(n int) []int {
+// FreePorts are n ports that nobody listens on. They lie below the range from which
+// outgoing connections get theirs, so that a server that is down finds its port free when
+// it comes back.
+func FreePorts(n int) []int {
 	const first, last = 20000, 31999
 	var ports []int
 	taken := map[int]bool{}
@@ -282,7 +283,7 @@ func (c *KafkaCluster) launch(b *broker) error {
 	}
 	cmd := c.java(b, "kafka.Kafka", b.file("server.properties"))
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = dieWithParent()
+	cmd.SysProcAttr = DieWithParent()
 	ended, started := make(chan struct{}), make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -372,6 +373,20 @@ func (c *KafkaCluster) Kill(i int) error {
 	return nil
 }
 
+// Freeze stops broker i where it stands: its connections stay open and nothing is
+// answered. Thaw ends that.
+func (c *KafkaCluster) Freeze(i int) error { return c.signal(i, syscall.SIGSTOP) }
+
+// Thaw lets a frozen broker go on.
+func (c *KafkaCluster) Thaw(i int) error { return c.signal(i, syscall.SIGCONT) }
+
+func (c *KafkaCluster) signal(i int, sig syscall.Signal) error {
+	if c.brokers[i].process == nil {
+		return fmt.Errorf("broker %d is down", i)
+	}
+	return c.brokers[i].process.Signal(sig)
+}
+
 // Restart starts broker i where it left off, at its old port, and returns when it
 // answers and knows the others that run. One that runs is stopped in order first.
 func (c *KafkaCluster) Restart(i int) error {
@@ -405,6 +420,7 @@ func (b *broker) stop() {
 	if b.process == nil {
 		return
 	}
+	_ = b.process.Signal(syscall.SIGCONT)
 	_ = b.process.Signal(syscall.SIGTERM)
 	select {
 	case <-b.ended:

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"bytes"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/pixtools/pixtools/bench/faults/history"
+	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/sniff"
+)
+
+// ends are the log's ends, when no transaction is open.
+func (p *parts) ends(ctx context.Context) (map[int32]int64, error) {
+	client, err := p.client()
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	for {
+		stable, err := admin.ListCommittedOffsets(ctx, events.Topic)
+		if err == nil {
+			err = stable.Error()
+		}
+		high, err2 := admin.ListEndOffsets(ctx, events.Topic)
+		if err2 == nil {
+			err2 = high.Error()
+		}
+		ends, open := map[int32]int64{}, 0
+		high.Each(func(o kadm.ListedOffset) {
+			if s, ok := stable.Lookup(o.Topic, o.Partition); !ok || s.Offset != o.Offset {
+				open++
+			}
+			ends[o.Partition] = o.Offset
+		})
+		if err = errors.Join(err, err2); err == nil && open == 0 && len(ends) > 0 {
+			return ends, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("%d partitions have an open transaction", open), err)
+		case <-time.After(200 * time.Millisecond): // before the next look
+		}
+	}
+}
+
+// log reads all of it, as a consumer of committed records does.
+func (p *parts) log(ctx context.Context, ends map[int32]int64) ([]history.Record, error) {
+	from := map[int32]kgo.Offset{}
+	left := map[int32]bool{}
+	for partition, end := range ends {
+		if end > 0 {
+			from[partition], left[partition] = kgo.NewOffset().AtStart(), true
+		}
+	}
+	// Control records too: a partition's last offset may be that of one.
+	client, err := p.client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{events.Topic: from}), kgo.KeepControlRecords())
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	var all []history.Record
+	for len(left) > 0 {
+		fetches := client.PollFetches(ctx)
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("read the log: %d partitions were not read to their ends: %w", len(left), err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			if r.Offset+1 >= ends[r.Partition] {
+				delete(left, r.Partition)
+			}
+			if !r.Attrs.IsControl() {
+				all = append(all, recordOf(r))
+			}
+		})
+	}
+	slices.SortFunc(all, func(a, b history.Record) int {
+		if a.Partition != b.Partition {
+			return int(a.Partition - b.Partition)
+		}
+		return int(a.Offset - b.Offset)
+	})
+	return all, nil
+}
+
+func recordOf(r *kgo.Record) history.Record {
+	e, err := events.Decode(r)
+	if err != nil {
+		return history.Record{Partition: r.Partition, Offset: r.Offset, Event: events.Event{JobID: string(r.Key)}, Fault: err.Error()}
+	}
+	return history.Record{Partition: r.Partition, Offset: r.Offset, Event: e}
+}
+
+// positions is how far the read model says it is.
+func (p *parts) positions(ctx context.Context) (map[int32]int64, error) {
+	conn, err := pgx.Connect(ctx, p.postgres.URL)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx)
+	rows, err := conn.Query(ctx, "SELECT partition, next_offset FROM pixtools_read.positions")
+	if err != nil {
+		return nil, err
+	}
+	found, partition, next := map[int32]int64{}, int32(0), int64(0)
+	_, err = pgx.ForEachRow(rows, []any{&partition, &next}, func() error {
+		found[partition] = next
+		return nil
+	})
+	return found, err
+}
+
+func (p *parts) rows(ctx context.Context) ([]history.Row, error) {
+	conn, err := pgx.Connect(ctx, p.postgres.URL)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx)
+	rows, err := conn.Query(ctx, `SELECT job_id::text, tenant, phase, outcome, revision, created_at, updated_at, state FROM pixtools_read.jobs`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (history.Row, error) {
+		var r history.Row
+		var state []byte
+		if err := row.Scan(&r.JobID, &r.Tenant, &r.Phase, &r.Outcome, &r.Revision, &r.CreatedAt, &r.UpdatedAt, &state); err != nil {
+			return r, err
+		}
+		r.State = &events.Job{}
+		return r, proto.Unmarshal(state, r.State)
+	})
+}
+
+const (
+	// downloads at once.
+	downloads = 8
+	s3Timeout = time.Minute
+)
+
+// objects reads every object of the bucket.
+func (p *parts) objects(ctx context.Context) (map[string]history.Object, error) {
+	store, err := blob.New(ctx, blob.Config{AccessKeyID: p.s3.AccessKey, SecretAccessKey: p.s3.SecretKey, Region: p.s3.Region, Endpoint: p.s3.Endpoint,
+		Bucket: bucket, PresignExpirySeconds: 1, RetentionDays: 1, CallTimeout: s3Timeout, TransferTimeout: s3Timeout, ConnectTimeout: s3Timeout,
+		MaxAttempts: 3, MaxBackoff: time.Second, MaxIdleConns: downloads})
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	all := map[string]history.Object{}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(downloads)
+	err = store.List(ctx, "", func(o blob.Object) error {
+		group.Go(func() error {
+			object, err := readObject(ctx, store, o.Key)
+			mu.Lock()
+			defer mu.Unlock()
+			all[o.Key] = object
+			return err
+		})
+		return nil
+	})
+	return all, errors.Join(err, group.Wait())
+}
+
+func readObject(ctx context.Context, store *blob.Store, key string) (history.Object, error) {
+	body, err := store.Get(ctx, key)
+	if err != nil {
+		return history.Object{}, err
+	}
+	defer body.Close()
+	content, err := io.ReadAll(body)
+	if err != nil {
+		return history.Object{}, fmt.Errorf("read %s: %w", key, err)
+	}
+	sum := sha256.Sum256(content)
+	o := history.Object{Bytes: int64(len(content)), SHA256: hex.EncodeToString(sum[:])}
+	// What cannot be told stays empty, and then is not what the log says.
+	if header, err := sniff.Read(bytes.NewReader(content), o.Bytes, sniff.Limits{MaxPixels: 1 << 20, MaxSide: 1 << 10}); err == nil {
+		o.Format, o.Width, o.Height = header.Format, header.Width, header.Height
+	}
+	return o, nil
+}
+
+// collect takes everything down that is judged.
+func (r *run) collect(ctx context.Context) (*history.History, error) {
+	h := &history.History{Calls: r.load.recorded(), MaxStarts: maxStarts}
+	var err error
+	if h.Ends, err = r.parts.ends(ctx); err != nil {
+		return nil, err
+	}
+	if h.Log, err = r.parts.log(ctx, h.Ends); err != nil {
+		return nil, err
+	}
+	if h.Positions, err = r.parts.positions(ctx); err != nil {
+		return nil, fmt.Errorf("read the read model's positions: %w", err)
+	}
+	if h.Rows, err = r.parts.rows(ctx); err != nil {
+		return nil, fmt.Errorf("read the read model: %w", err)
+	}
+	if h.Objects, err = r.parts.objects(ctx); err != nil {
+		return nil, fmt.Errorf("read the bucket: %w", err)
+	}
+	return h, nil
+}
+
+// lifeOf is a job's events, and what clients were told of it, as text.
+func lifeOf(h *history.History, id string) string {
+	var b strings.Builder
+	for _, r := range h.Log {
+		if r.Event.JobID == id && r.Event.Message != nil {
+			fmt.Fprintf(&b, "    %d/%-6d %s %s id %s: %s\n", r.Partition, r.Offset, r.Event.Time.Format("15:04:05.000"),
+				strings.TrimPrefix(r.Event.Type(), "pixtools.events.v1."), r.Event.ID, clip(fmt.Sprint(r.Event.Message)))
+		}
+	}
+	for _, c := range h.Calls {
+		if c.JobID != id {
+			continue
+		}
+		fmt.Fprintf(&b, "    client %d, %s to %s: %s, answered %d", c.Client, c.Sent.Round(time.Millisecond), c.Answered.Round(time.Millisecond), c.Kind, c.Status)
+		if c.View != nil {
+			fmt.Fprintf(&b, " %s %v", c.View.Outcome, c.View.Operations)
+		}
+		fmt.Fprintln(&b, " ", clip(c.Problem))
+	}
+	return b.String()
+}
+
+func clip(s string) string {
+	const longest = 400
+	if len(s) > longest {
+		return s[:longest] + "…"
+	}
+	return s
+}

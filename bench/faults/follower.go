@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pixtools/pixtools/events"
+)
+
+// follower reads the log while the run goes on, to show progress and to see its end. What
+// is judged is read anew at the end.
+type follower struct {
+	client *kgo.Client
+
+	mu sync.Mutex
+	// open are jobs that were requested and have not ended; over how many have.
+	open map[string]bool
+	over map[string]time.Time
+	seen map[string]bool
+	// last is when a record came.
+	last time.Time
+}
+
+func follow(ctx context.Context, p *parts) (*follower, error) {
+	client, err := p.client(kgo.ConsumeTopics(events.Topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		return nil, err
+	}
+	f := &follower{client: client, open: map[string]bool{}, over: map[string]time.Time{}, seen: map[string]bool{}, last: time.Now()}
+	go func() {
+		for ctx.Err() == nil {
+			client.PollFetches(ctx).EachRecord(f.take)
+		}
+		client.Close()
+	}()
+	return f, nil
+}
+
+func (f *follower) take(r *kgo.Record) {
+	e, err := events.Decode(r)
+	if err != nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = time.Now()
+	switch e.Message.(type) {
+	case *events.JobRequested:
+		if !f.seen[e.JobID] {
+			f.seen[e.JobID], f.open[e.JobID] = true, true
+		}
+	case *events.JobFinalized:
+		delete(f.open, e.JobID)
+		f.over[e.JobID] = f.last
+	}
+}
+
+func (f *follower) ended() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.over)
+}
+
+// waiting is how many jobs are open, and for how long nothing came.
+func (f *follower) waiting() (open int, quiet time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.open), time.Since(f.last)
+}
+
+// endOf is when a job's end was seen.
+func (f *follower) endOf(id string) (time.Time, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at, ok := f.over[id]
+	return at, ok
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"image"
+	"image/jpeg"
+	"image/png"
+	"math/rand/v2"
+	"mime/multipart"
+	"net/textproto"
+	"slices"
+
+	"github.com/pixtools/pixtools/bench/faults/history"
+)
+
+// submission is a form that may be sent as often as one likes.
+type submission struct {
+	asked       history.Asked
+	contentType string
+	body        []byte
+}
+
+// Sides of pictures, in pixels. Most are small; a few take so long that kills meet them at
+// work.
+const (
+	smallestSide = 24
+	smallSide    = 96
+	largeSide    = 480
+)
+
+// draw makes a picture that no other submission has: of noise, so that its hash is its own.
+func draw(random *rand.Rand) (content []byte, asked history.Asked) {
+	side := smallSide
+	if random.IntN(6) == 0 {
+		side = largeSide
+	}
+	w, h := smallestSide+random.IntN(side-smallestSide+1), smallestSide+random.IntN(side-smallestSide+1)
+	m := image.NewNRGBA(image.Rect(0, 0, w, h))
+	for i := range m.Pix {
+		m.Pix[i] = uint8(random.UintN(256)) | uint8(i%4/3*255) // opaque
+	}
+	asked.Format, asked.Width, asked.Height = "png", w, h
+	var b bytes.Buffer
+	var err error
+	if random.IntN(3) == 0 {
+		asked.Format = "jpg"
+		err = jpeg.Encode(&b, m, nil)
+	} else {
+		err = png.Encode(&b, m)
+	}
+	if err != nil {
+		panic(err) // into memory
+	}
+	return b.Bytes(), asked
+}
+
+// conversions that are asked for; denoise comes on top now and then.
+var conversions = []string{"webp", "jpg", "png", "avif"}
+
+// compose makes a submission of a new picture. most is how many operations at most.
+func compose(random *rand.Rand, key string, most int, denoise, broken bool) *submission {
+	content, asked := draw(random)
+	asked.Key, asked.Broken = key, broken
+	if broken {
+		content = content[:len(content)/2]
+	}
+	possible := slices.DeleteFunc(slices.Clone(conversions), func(name string) bool { return name == asked.Format })
+	random.Shuffle(len(possible), func(a, b int) { possible[a], possible[b] = possible[b], possible[a] })
+	asked.Operations = possible[:1+random.IntN(min(most, len(possible)))]
+	if denoise {
+		asked.Operations = append(asked.Operations, "denoise")
+	}
+	sum := sha256.Sum256(content)
+	asked.SHA256 = hex.EncodeToString(sum[:])
+	s := &submission{asked: asked}
+	s.contentType, s.body = form(asked, content)
+	return s
+}
+
+func form(asked history.Asked, content []byte) (contentType string, body []byte) {
+	operations, err := json.Marshal(asked.Operations)
+	if err != nil {
+		panic(err) // of strings
+	}
+	media := map[string]string{"png": "image/png", "jpg": "image/jpeg"}[asked.Format]
+	var b bytes.Buffer
+	w := multipart.NewWriter(&b)
+	part, err := w.CreatePart(textproto.MIMEHeader{"Content-Disposition": {`form-data; name="file"; filename="night.` + asked.Format + `"`}, "Content-Type": {media}})
+	if err == nil {
+		_, err = part.Write(content)
+	}
+	err = errors.Join(err, w.WriteField("operations", string(operations)))
+	if asked.Key != "" {
+		err = errors.Join(err, w.WriteField("idempotency_key", asked.Key))
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		panic(err) // into memory
+	}
+	return w.FormDataContentType(), b.Bytes()
+}
