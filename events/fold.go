@@ -151,10 +151,13 @@ func foldFinalized(s *Job, e Event, m *JobFinalized) *Job {
 }
 
 func foldRetry(s *Job, e Event, m *OperationRetryRequested) *Job {
-	if s == nil {
-		s = retold(e, m)
+	if s.GetPhase() == Phase_PHASE_DELETED || s.GetSourceExpired() || m.GetRevision() <= s.GetRevision() {
+		return nil
 	}
-	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 || s.GetSourceExpired() {
+	if told := retold(e, m); told != nil && !endedAs(s, told, m) {
+		s = told
+	}
+	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 {
 		return nil
 	}
 	next := copyOf(s)
@@ -202,6 +205,30 @@ func retold(e Event, m *OperationRetryRequested) *Job {
 		}
 	}
 	return s
+}
+
+// endedAs says whether the job ended as its retry tells. In the whole log it always did.
+// It did not for who has forgotten it; or has forgotten it and then taken a late repeat of
+// its beginning for a new job.
+func endedAs(s, told *Job, m *OperationRetryRequested) bool {
+	if s.GetPhase() != Phase_PHASE_ENDED || s.GetRevision() != told.GetRevision() || len(s.GetOperations()) != len(told.GetOperations()) {
+		return false
+	}
+	const completed = OperationPhase_OPERATION_PHASE_COMPLETED
+	for i, op := range told.GetOperations() {
+		before := s.GetOperations()[i]
+		switch {
+		case before.GetName() != op.GetName():
+			return false
+		case slices.Contains(m.GetOperations(), op.GetName()): // it is not told whether that failed or was cancelled
+			if (before.GetPhase() == completed) != (op.GetPhase() == completed) {
+				return false
+			}
+		case before.GetPhase() != op.GetPhase():
+			return false
+		}
+	}
+	return true
 }
 
 func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {

@@ -108,9 +108,14 @@ type memory struct {
 	// ended lists the ids of ended jobs, the longest ended first; open are the others'.
 	ended []string
 	open  map[string]struct{}
+	// missed has the revisions of open jobs of which we told already that their deadline is
+	// over. It is not in the changelog: after a restart we tell again, which changes nothing.
+	missed map[string]int32
 }
 
-func newMemory() *memory { return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}} }
+func newMemory() *memory {
+	return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}, missed: map[string]int32{}}
+}
 
 // NewSaga makes a saga; opts must name the brokers. transactionalID is stable per
 // instance on Kafka and fresh per process start on the embedded broker. The changelog
@@ -321,7 +326,7 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
 			return err
 		}
 		for _, id := range late {
-			s.guard(id, func() error { return s.told(c.miss(id, now, s.cfg.JobDeadline)) })
+			s.guard(id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
 		}
 	}
 	return nil
@@ -332,27 +337,24 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 	if err := session.Begin(); err != nil {
 		return fmt.Errorf("begin the saga's transaction: %w", err)
 	}
+	records, err := s.records(changes)
+	if err != nil {
+		return err
+	}
 	refused := make(chan error, 1)
-	for partition, c := range changes {
-		c.expire(s.cfg.Remember)
-		records, err := c.records(partition % s.changelogPartitions)
-		if err != nil {
-			return err
+	for _, r := range records {
+		if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
+			s.produceOutside(ctx, r)
+			continue
 		}
-		for _, r := range records {
-			if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
-				s.produceOutside(ctx, r)
-				continue
-			}
-			session.Produce(ctx, r, func(_ *kgo.Record, err error) {
-				if err != nil {
-					select {
-					case refused <- err:
-					default:
-					}
+		session.Produce(ctx, r, func(_ *kgo.Record, err error) {
+			if err != nil {
+				select {
+				case refused <- err:
+				default:
 				}
-			})
-		}
+			}
+		})
 	}
 	// Before the end, since the end does not ask: it would commit the offsets without
 	// what a broker refused.
@@ -364,21 +366,40 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 		return errors.Join(fmt.Errorf("produce in the saga's transaction: %w", <-refused), err)
 	}
 	committed, err := session.End(ctx, kgo.TryCommit)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("end the saga's transaction: %w", err)
-	case !committed:
+	}
+	s.settle(changes, committed)
+	return nil
+}
+
+// records are all that a transaction writes.
+func (s *Saga) records(changes map[int32]*changeSet) (all []*kgo.Record, err error) {
+	for _, partition := range slices.Sorted(maps.Keys(changes)) {
+		c := changes[partition]
+		c.expire(s.cfg.Remember)
+		records, err := c.records(partition % s.changelogPartitions)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, records...)
+	}
+	return all, nil
+}
+
+// settle brings what a transaction committed into the memory.
+func (s *Saga) settle(changes map[int32]*changeSet, committed bool) {
+	if !committed {
 		// A rebalance came first. The session goes back to the committed offsets;
 		// our memory was not changed yet.
 		s.log.Info("saga transaction aborted by a rebalance; its records will be read again")
-		return nil
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range changes {
 		c.commit()
 	}
-	return nil
 }
 
 // apply folds one record and, if that settles its job, ends the job. What cannot be read,
@@ -390,14 +411,14 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	}
 	if err != nil {
 		s.log.Error("a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
-		s.guard(string(r.Key), func() error { return s.told(c.refuse(r, events.CodeUndecodable, err.Error(), "")) })
+		s.guard(string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
 		return
 	}
 	if _, ok := e.Message.(*events.OperationStarted); ok {
 		return // says nothing of a job's end: not worth a state to keep
 	}
 	if fault := s.guard(e.JobID, func() error { return s.told(c.take(e)) }); fault != nil {
-		s.guard(e.JobID, func() error { return s.told(c.refuse(r, events.CodePanic, fault.message, fault.stack)) })
+		s.guard(e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}
 }
 
@@ -445,7 +466,7 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 		return nil, err
 	}
 	if bug.On("saga-starts-empty") {
-		m = &memory{jobs: map[string]*events.Job{}}
+		m = newMemory()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

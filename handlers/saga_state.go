@@ -2,6 +2,7 @@ package handlers
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -69,6 +70,8 @@ type changeSet struct {
 	jobs    map[string]*events.Job
 	emitted []events.Event
 	letters []events.LetterEvent
+	// missed is what is new in the memory's.
+	missed map[string]int32
 	// newest is the time of the newest event folded: the clock of expiry.
 	newest time.Time
 	// expired counts the entries of memory.ended that this batch looked at.
@@ -76,7 +79,7 @@ type changeSet struct {
 }
 
 func newChangeSet(m *memory) *changeSet {
-	return &changeSet{memory: m, jobs: map[string]*events.Job{}}
+	return &changeSet{memory: m, jobs: map[string]*events.Job{}, missed: map[string]int32{}}
 }
 
 func (c *changeSet) state(id string) *events.Job {
@@ -101,7 +104,7 @@ func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
 }
 
 // refuse makes a dead letter of a record, and fails what its job still waits for.
-func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) (ends []events.Event, err error) {
+func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) error {
 	job := c.state(string(r.Key))
 	letter := &events.DeadLettered{Group: events.SagaGroup, Origin: &events.Origin{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset},
 		Type: events.TypeOf(r), JobId: string(r.Key), Revision: job.GetRevision(), Attempts: 1,
@@ -112,11 +115,15 @@ func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) (ends []e
 }
 
 // miss fails what a job still waits for after its deadline.
-func (c *changeSet) miss(id string, now time.Time, deadline time.Duration) (ends []events.Event, err error) {
+func (c *changeSet) miss(id string, now time.Time, deadline time.Duration) error {
 	job := c.state(id)
 	if job.GetPhase() != events.Phase_PHASE_OPEN {
-		return nil, nil // by what came meanwhile
+		return nil // by what came meanwhile
 	}
+	if c.missed[id] == job.GetRevision() || c.memory.missed[id] == job.GetRevision() {
+		return nil // what was told of it has not come round yet
+	}
+	c.missed[id] = job.GetRevision()
 	give := commands.GiveUp{Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: events.CodeDeadline, Source: source, At: now,
 		Message: fmt.Sprintf("no outcome within %s (JOB_DEADLINE)", deadline)}
 	for _, op := range job.GetOperations() {
@@ -128,21 +135,13 @@ func (c *changeSet) miss(id string, now time.Time, deadline time.Duration) (ends
 	return c.giveUp(job, give)
 }
 
-// giveUp fails operations, which may end their job.
-func (c *changeSet) giveUp(job *events.Job, give commands.GiveUp) (ends []events.Event, err error) {
+// giveUp fails operations. It does not fold what it tells: an outcome may have come first
+// into the log that was not read yet. All see it at its place there, we too, and the job
+// ends then.
+func (c *changeSet) giveUp(job *events.Job, give commands.GiveUp) error {
 	failures, err := give.Decide(job)
-	if err != nil {
-		return nil, err
-	}
-	for _, failed := range failures {
-		c.emitted = append(c.emitted, failed)
-		more, err := c.take(failed)
-		if err != nil {
-			return ends, err
-		}
-		ends = append(ends, more...)
-	}
-	return ends, nil
+	c.emitted = append(c.emitted, failures...)
+	return err
 }
 
 // source names the saga in what it tells.
@@ -215,6 +214,7 @@ func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
 // commit brings the changes into the memory.
 func (c *changeSet) commit() {
 	c.memory.ended = c.memory.ended[c.expired:]
+	maps.Copy(c.memory.missed, c.missed)
 	for id, job := range c.jobs {
 		if job == nil {
 			delete(c.memory.jobs, id)
@@ -226,6 +226,7 @@ func (c *changeSet) commit() {
 			c.memory.open[id] = struct{}{}
 		} else {
 			delete(c.memory.open, id)
+			delete(c.memory.missed, id)
 		}
 		if job.GetPhase() != events.Phase_PHASE_OPEN && (before == nil || before.GetPhase() == events.Phase_PHASE_OPEN) {
 			c.memory.ended = append(c.memory.ended, id)
