@@ -375,7 +375,7 @@ func (r *redriving) one(l *events.DeadLetter, page []*events.DeadLetter) (Treate
 	}
 	detail := "its record is appended to the log again: " + e.Type()
 	if m, ok := e.Message.(*events.OperationRetryRequested); ok {
-		detail = fmt.Sprintf("%s runs again, as revision %d of the job", strings.Join(m.GetOperations(), ", "), m.GetRevision())
+		detail = fmt.Sprintf("revision %d begins: %s", m.GetRevision(), strings.Join(m.GetOperations(), ", "))
 	}
 	result := TreatedLetter{Action: action, Detail: detail}
 	if r.selection.DryRun {

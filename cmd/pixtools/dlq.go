@@ -201,6 +201,9 @@ func dlqTreat(r *remote, what string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(args) == 0 && m == (lettersMeant{}) && !t.all {
+				return errors.New("say which dead letters: their ids, --operation, --type, --code, --group, --job, --since or --until, or --all")
+			}
 			selection.IDs, selection.All, selection.Limit = args, t.all, t.limit
 			t.request.Selection, t.in, t.out = selection, cmd.InOrStdin(), cmd.OutOrStdout()
 			return t.run(cmd.Context())
