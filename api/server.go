@@ -116,10 +116,12 @@ type Server struct {
 	uploads chan struct{}
 	// streams holds a token per event stream that is open.
 	streams chan struct{}
-	// redriving is held by the one request that redrives dead letters.
-	redriving sync.Mutex
-	mux       *http.ServeMux
-	spec      []byte
+	// retrying is held by the one request that retries jobs. Two that retry the same job at
+	// once would both ask for the same revision, and of those the log takes one. Of two
+	// processes each may have such a request: then one of them is answered, and not done.
+	retrying sync.Mutex
+	mux      *http.ServeMux
+	spec     []byte
 }
 
 // New makes the server; it is an http.Handler.

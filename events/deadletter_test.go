@@ -18,6 +18,9 @@ func TestDeadLetterRecords(t *testing.T) {
 	require.Equal(t, "x?", m.GetType())
 	require.Empty(t, m.GetJobId())
 	require.LessOrEqual(t, len(m.GetStack()), longestStack)
+	long := NewDeadLetter(testTime, "s", "r", &DeadLettered{Type: strings.Repeat("t", longestType+1), Message: strings.Repeat("m", longestMessage)}).Message.(*DeadLettered)
+	require.Len(t, long.GetType(), longestType)
+	require.Len(t, long.GetMessage(), longestMessage)
 	for _, e := range []LetterEvent{e, Redriven(e.LetterID, "e", testTime), Discarded(e.LetterID, "why", testTime)} {
 		r, err := e.Record()
 		require.NoError(t, err)

@@ -220,12 +220,13 @@ func TestDeadLetters(t *testing.T) {
 		require.NotNil(t, l.ClosedAt)
 	}
 	out, err = p.tool("dlq", "redrive", letter.ID, uuid.NewString(), "--yes")
-	require.NoError(t, err, out)
+	require.Error(t, err, out)
+	require.Contains(t, out, "there was nothing to do")
 	require.Contains(t, out, "it was redriven already")
 	require.Contains(t, out, "there is no such dead letter")
 
 	var problem api.Problem
-	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "state=closed", "since=yesterday", "after=" + uuid.NewString()} {
+	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "state=closed", "since=yesterday", "after=" + uuid.NewString(), "job_id=x", "status=all"} {
 		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, "/api/dead-letters?"+query, nil, &problem), query)
 		require.Equal(t, strings.Split(query, "=")[0], problem.Errors[0].Field)
 	}

@@ -54,9 +54,9 @@ func (p *program) follow(id string) (next func() (news, error)) {
 // beyond, and hears how far an operation is.
 func TestStream(t *testing.T) {
 	variables := embeddedEnv(t)
-	variables["DENOISE_TILE"], variables["MAX_STREAMS"] = "216", "2"
+	variables["DENOISE_TILE"], variables["DENOISE_NICE"], variables["MAX_STREAMS"] = "216", "0", "2"
 	p := run(t, variables)
-	id := p.submit(file("a.png", "image/png", pngOf(t, picture(700, 500))), field("operations", `["webp","denoise"]`))
+	id := p.submit(file("a.png", "image/png", pngOf(t, picture(300, 220))), field("operations", `["webp","denoise"]`))
 	next, states, heard, last := p.follow(id), map[string]bool{}, false, api.Job{}
 	for last.Outcome == nil {
 		n, err := next()
