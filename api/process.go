@@ -40,7 +40,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, p
 	}
 	// Errors mean that the connection cannot have deadlines (a test's recorder).
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.cfg.UploadTimeout))
+	_ = connectionOf(r).SetReadDeadline(time.Now().Add(s.cfg.UploadTimeout))
 	u, err := s.readUpload(w, r)
 	if err != nil {
 		return Accepted{}, err

@@ -201,6 +201,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.unrouted(w, r).write(w)
 		return
 	}
+	// What the framework wraps around w hides the connection.
+	r = r.WithContext(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)))
 	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
 }
 
@@ -214,6 +216,13 @@ func identify(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(requestIDHeader, id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
+}
+
+type connectionKey struct{}
+
+// connectionOf reaches the request's connection: its deadlines, and what is buffered.
+func connectionOf(r *http.Request) *http.ResponseController {
+	return r.Context().Value(connectionKey{}).(*http.ResponseController)
 }
 
 // unrouted tells an unknown path from a known one asked with another method.
