@@ -219,6 +219,7 @@ func (c *changeSet) commit() {
 		if job == nil {
 			delete(c.memory.jobs, id)
 			delete(c.memory.open, id) // where the batch that ended it is as long as it is remembered
+			delete(c.memory.missed, id)
 			continue
 		}
 		before := c.memory.jobs[id]
