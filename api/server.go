@@ -21,6 +21,7 @@ import (
 
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/sniff"
 	"github.com/pixtools/pixtools/projections"
@@ -48,6 +49,8 @@ type Config struct {
 	Picture sniff.Limits
 	// MaxUploads bounds the uploads in progress; one more is answered 429.
 	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256"`
+	// MaxStreams bounds the event streams that are open; one more is answered 429.
+	MaxStreams int `env:"MAX_STREAMS" envDefault:"2000"`
 	// UploadTimeout bounds reading one upload.
 	UploadTimeout time.Duration `env:"UPLOAD_TIMEOUT" envDefault:"5m"`
 	// WaitTimeout bounds how long a query waits for the projection, and for the database. With
@@ -74,6 +77,7 @@ func (c Config) Validate() error {
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
+	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
 		if d < 100*time.Millisecond {
@@ -91,6 +95,8 @@ type Parts struct {
 	Redis       *redis.Client
 	Reader      *projections.Reader
 	DeadLetters *projections.DeadLetters
+	Follower    *projections.Follower
+	Progress    *progress.Listener
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	Keys    *secrets.Keyring
@@ -108,15 +114,19 @@ type Server struct {
 	Parts
 	// uploads holds a token per upload in progress.
 	uploads chan struct{}
-	// redriving is held by the one request that redrives dead letters.
-	redriving sync.Mutex
-	mux       *http.ServeMux
-	spec      []byte
+	// streams holds a token per event stream that is open.
+	streams chan struct{}
+	// retrying is held by the one request that retries jobs. Two that retry the same job at
+	// once would both ask for the same revision, and of those the log takes one. Of two
+	// processes each may have such a request: then one of them is answered, and not done.
+	retrying sync.Mutex
+	mux      *http.ServeMux
+	spec     []byte
 }
 
 // New makes the server; it is an http.Handler.
 func New(cfg Config, parts Parts) (*Server, error) {
-	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads)}
+	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads), streams: make(chan struct{}, cfg.MaxStreams)}
 	f := fuego.NewServer(
 		fuego.WithoutStartupMessages(), fuego.WithoutLogger(), fuego.WithoutAutoGroupTags(),
 		fuego.WithEngineOptions(

@@ -136,7 +136,8 @@ func foldFailed(s *Job, e Event, m *OperationFailed) *Job {
 }
 
 func fail(op *OperationState, m *OperationFailed) {
-	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_FAILED, m.GetAttempt()
+	// Who gives an operation up, and does not work at it, may know of no attempt.
+	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_FAILED, max(op.GetAttempt(), m.GetAttempt())
 	op.FailureKind, op.FailureCode, op.FailureMessage = m.GetKind(), m.GetCode(), m.GetMessage()
 }
 

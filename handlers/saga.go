@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/events"
@@ -162,6 +163,7 @@ func (s *Saga) session(ctx context.Context) error {
 		kgo.ConsumeTopics(events.Topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // they are offsets, too: see atEnd
 		// Without this, brokers of Kafka 4 were seen to stall a producer for five
 		// seconds now and then just after a transaction's end.
 		kgo.MetadataMinAge(250*time.Millisecond),
@@ -175,6 +177,7 @@ func (s *Saga) session(ctx context.Context) error {
 	defer session.Close()
 	defer s.forget(ctx, nil, nil)
 	p := newPending()
+	read := map[int32]int64{}
 	nextTick := time.Now().Add(s.cfg.TickInterval)
 	for {
 		limit := time.Until(nextTick)
@@ -190,11 +193,12 @@ func (s *Saga) session(ctx context.Context) error {
 				s.log.Warn("saga cannot fetch", "topic", topic, "partition", partition, "error", err)
 			}
 		})
+		fetches.EachRecord(func(r *kgo.Record) { read[r.Partition] = r.Offset + 1 })
 		if err := s.decide(ctx, fetches, p); err != nil {
 			return err
 		}
 		if now := time.Now(); !now.Before(nextTick) {
-			if err := s.tick(ctx, now, p); err != nil {
+			if err := s.tick(ctx, now, p, session.Client(), read); err != nil {
 				return err
 			}
 			nextTick = now.Add(s.cfg.TickInterval)
@@ -278,12 +282,15 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 			return
 		}
 		for _, r := range f.Records {
+			if r.Attrs.IsControl() {
+				continue // worth no transaction: it is read again
+			}
 			s.apply(c, r)
+			if p.records == 0 {
+				p.since = time.Now()
+			}
+			p.records++
 		}
-		if p.records == 0 {
-			p.since = time.Now()
-		}
-		p.records += len(f.Records)
 	})
 	return broken
 }
@@ -305,7 +312,10 @@ func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*cha
 // tick ends revisions that are open for longer than JobDeadline. It looks into every
 // partition that is ours: one whose jobs wait for a worker that is not there may get no
 // record that would have its state read.
-func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
+//
+// A saga that was away reads what is long past: of that, nothing is late until all of it
+// is read.
+func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, client *kgo.Client, read map[int32]int64) error {
 	s.mu.Lock()
 	owned := slices.Sorted(maps.Keys(s.owned))
 	s.mu.Unlock()
@@ -321,15 +331,37 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
 		if len(late) == 0 {
 			continue
 		}
+		if end, err := atEnd(ctx, client, partition, read); err != nil || !end {
+			s.log.Warn("jobs are over their deadline, and the log is not read to its end yet", "partition", partition, "jobs", len(late), "error", err)
+			continue
+		}
 		c, err := s.changesOf(ctx, p, partition)
 		if err != nil {
 			return err
 		}
 		for _, id := range late {
+			s.log.Warn("a job is over its deadline: what it waits for is given up", "job", id, "deadline", s.cfg.JobDeadline.String())
 			s.guard(id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
 		}
 	}
 	return nil
+}
+
+// atEnd says whether all of a partition is read that is committed.
+func atEnd(ctx context.Context, client *kgo.Client, partition int32, read map[int32]int64) (bool, error) {
+	next, ok := read[partition]
+	if !ok {
+		next = client.CommittedOffsets()[events.Topic][partition].Offset
+	}
+	ends, err := kadm.NewClient(client).ListCommittedOffsets(ctx, events.Topic)
+	if err != nil {
+		return false, err
+	}
+	end, ok := ends.Lookup(events.Topic, partition)
+	if !ok {
+		return false, nil
+	}
+	return next >= end.Offset, end.Err
 }
 
 // transact writes what was decided, and the offsets of all that was read.

@@ -91,7 +91,11 @@ func (c *changeSet) state(id string) *events.Job {
 
 // take folds an event and, if that settles its job, ends the job.
 func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
+	before := c.state(e.JobID)
 	state := c.fold(e)
+	if state != before {
+		c.bury(e)
+	}
 	// The event's own time, not a clock's: another run of the same log decides the same.
 	ends, err = commands.Finalize{Cause: e, At: e.Time}.Decide(state)
 	for _, end := range ends {
@@ -109,7 +113,8 @@ func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) error {
 	letter := &events.DeadLettered{Group: events.SagaGroup, Origin: &events.Origin{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset},
 		Type: events.TypeOf(r), JobId: string(r.Key), Revision: job.GetRevision(), Attempts: 1,
 		Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: code, Message: message, Stack: stack}
-	c.letters = append(c.letters, events.NewDeadLetter(r.Timestamp, source, job.GetCorrelationId(), letter))
+	told := events.NewDeadLetter(r.Timestamp, source, job.GetCorrelationId(), letter)
+	c.letters, letter = append(c.letters, told), told.Message.(*events.DeadLettered)
 	return c.giveUp(job, commands.GiveUp{Kind: letter.GetKind(), Code: code, Source: source, At: r.Timestamp,
 		Message: "an event of the job could not be handled: " + letter.GetMessage()})
 }
@@ -124,15 +129,19 @@ func (c *changeSet) miss(id string, now time.Time, deadline time.Duration) error
 		return nil // what was told of it has not come round yet
 	}
 	c.missed[id] = job.GetRevision()
-	give := commands.GiveUp{Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: events.CodeDeadline, Source: source, At: now,
-		Message: fmt.Sprintf("no outcome within %s (JOB_DEADLINE)", deadline)}
-	for _, op := range job.GetOperations() {
-		if !op.Ended() {
-			c.letters = append(c.letters, events.NewDeadLetter(now, source, job.GetCorrelationId(), &events.DeadLettered{Group: events.SagaGroup,
-				JobId: id, Operation: op.GetName(), Revision: job.GetRevision(), Attempts: op.GetAttempt(), Kind: give.Kind, Code: give.Code, Message: give.Message}))
-		}
+	return c.giveUp(job, commands.GiveUp{Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: events.CodeDeadline, Source: source, At: now,
+		Message: fmt.Sprintf("no outcome within %s (JOB_DEADLINE)", deadline)})
+}
+
+// bury makes a dead letter of an operation that failed at its deadline. It is told when the
+// failure counts, not when it is decided: an outcome may have come first.
+func (c *changeSet) bury(e events.Event) {
+	m, ok := e.Message.(*events.OperationFailed)
+	if !ok || e.Source != source || m.GetCode() != events.CodeDeadline {
+		return
 	}
-	return c.giveUp(job, give)
+	c.letters = append(c.letters, events.NewDeadLetter(e.Time, source, e.CorrelationID, &events.DeadLettered{Group: events.SagaGroup,
+		JobId: e.JobID, Operation: m.GetOperation(), Revision: m.GetRevision(), Attempts: m.GetAttempt(), Kind: m.GetKind(), Code: m.GetCode(), Message: m.GetMessage()}))
 }
 
 // giveUp fails operations. It does not fold what it tells: an outcome may have come first

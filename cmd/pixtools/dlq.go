@@ -26,6 +26,8 @@ func dlqCommand() *cobra.Command {
 	var r remote
 	cmd := &cobra.Command{
 		Use:   "dlq",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Short: "List, inspect, redrive and discard dead letters: work that was given up",
 		Long: "A dead letter is work that failed for another reason than the picture: storage was away for\n" +
 			"too long, a worker crashed again and again, a record could not be read. Mend the cause,\n" +
@@ -201,6 +203,12 @@ func dlqTreat(r *remote, what string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(args) == 0 && m == (lettersMeant{}) && !t.all {
+				return errors.New("say which dead letters: their ids, --operation, --type, --code, --group, --job, --since or --until, or --all")
+			}
+			if t.limit < 1 || t.limit > 1000 {
+				return fmt.Errorf("--batch is %d: it must be from 1 to 1000", t.limit)
+			}
 			selection.IDs, selection.All, selection.Limit = args, t.all, t.limit
 			t.request.Selection, t.in, t.out = selection, cmd.InOrStdin(), cmd.OutOrStdout()
 			return t.run(cmd.Context())
@@ -228,8 +236,7 @@ func (t treatment) run(ctx context.Context) error {
 			return err
 		}
 		if doable == 0 {
-			fmt.Fprintln(t.out, "nothing to do")
-			return nil
+			return errNothing
 		}
 		if file, ok := t.in.(*os.File); !ok || !term.IsTerminal(int(file.Fd())) {
 			return errors.New("this was a preview, and there is no terminal to ask on: repeat it with --yes to do it")
@@ -242,9 +249,16 @@ func (t treatment) run(ctx context.Context) error {
 	}
 	t.request.DryRun, t.request.After = false, ""
 	done, err := t.pass(ctx)
-	fmt.Fprintf(t.out, "done: %d\n", done)
+	if err == nil && done == 0 {
+		return errNothing
+	}
+	if done > 0 {
+		fmt.Fprintf(t.out, "done: %d\n", done)
+	}
 	return err
 }
+
+var errNothing = errors.New("there was nothing to do")
 
 // pass goes through all that is meant, page by page, and says of each what comes of it.
 func (t treatment) pass(ctx context.Context) (doable int, err error) {
@@ -256,6 +270,9 @@ func (t treatment) pass(ctx context.Context) (doable int, err error) {
 		var answer api.Treated
 		if err := t.call(ctx, http.MethodPost, t.path, body, &answer); err != nil {
 			return doable, err
+		}
+		if len(answer.Results) == 0 && t.request.After == "" {
+			fmt.Fprintln(t.out, "no open dead letter is meant by this")
 		}
 		for _, one := range answer.Results {
 			if one.Action != "none" {

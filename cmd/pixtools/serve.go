@@ -535,11 +535,19 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err != nil {
 		return err
 	}
+	var follower *projections.Follower
+	if err := persist(ctx, s.log, "kafka", func(ctx context.Context) (err error) {
+		follower, err = projections.NewFollower(ctx, s.log.With("role", "api"), s.brokers()...)
+		return err
+	}); err != nil {
+		return err
+	}
+	heard := progress.NewListener(s.redis)
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
 	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
-		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -549,6 +557,8 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}
 	group.Go(func() error { return reader.Listen(ctx) })
 	group.Go(func() error { return letters.Run(ctx) })
+	group.Go(func() error { return follower.Run(ctx) })
+	group.Go(func() error { return heard.Run(ctx) })
 	entrance.leadTo(handler)
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	return nil
