@@ -32,7 +32,7 @@ func (w *world) check() {
 		w.checkJob(id, states[id], lives[id], effective)
 	}
 	w.checkSagas(lives)
-	w.checkLetters()
+	w.checkLetters(lives)
 }
 
 // rebuild folds the log in one pass, and counts which facts of which there is one changed
@@ -394,8 +394,9 @@ func (w *world) checkSagas(lives map[string]life) {
 	}
 }
 
-// checkLetters: of each record that is no event, a saga tells once.
-func (w *world) checkLetters() {
+// checkLetters: of each record that is no event, a saga tells once; and of each operation
+// that failed at its deadline, and of no other.
+func (w *world) checkLetters(lives map[string]life) {
 	for _, p := range w.log.used {
 		found, _ := w.log.read(p, 0, len(w.log.partitions[p]))
 		for _, e := range found {
@@ -407,6 +408,24 @@ func (w *world) checkLetters() {
 			if n := w.log.told[id]; n != 1 {
 				violated(string(e.record.Key), "a record that is no event was told of %d times", n)
 			}
+		}
+	}
+	missed := map[string]bool{}
+	for _, id := range slices.Sorted(maps.Keys(lives)) {
+		for i, r := range lives[id].runs() {
+			for op, m := range r.results {
+				if f, ok := m.(*events.OperationFailed); ok && f.GetCode() == events.CodeDeadline && int(f.GetRevision()) == i+1 {
+					letter := events.NewDeadLetter(began, source, "", &events.DeadLettered{JobId: id, Operation: op, Revision: f.GetRevision()}).LetterID
+					if missed[letter] = true; w.log.letters[letter] == nil {
+						violated(id, "no dead letter tells of %s, which failed at its deadline in revision %d", op, i+1)
+					}
+				}
+			}
+		}
+	}
+	for _, letter := range w.log.letterOrder {
+		if l := w.log.letters[letter]; l.GetCode() == events.CodeDeadline && !missed[letter] && !w.forgot[l.GetJobId()] && !lives[l.GetJobId()].deleted() {
+			violated(l.GetJobId(), "a dead letter tells of %s in revision %d, which did not fail at its deadline", l.GetOperation(), l.GetRevision())
 		}
 	}
 }

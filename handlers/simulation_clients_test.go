@@ -126,8 +126,8 @@ func (w *world) redrive(j *wish) {
 	}
 	c := commands.Redrive{Letter: letter, OriginFault: "it is broken", MaxRevisions: w.maxRevisions, At: w.now}
 	for _, l := range open {
-		if l.GetOperation() != "" && w.IntN(2) == 0 {
-			c.Together = append(c.Together, l.GetOperation())
+		if l != letter && w.IntN(2) == 0 {
+			c.Together = append(c.Together, l)
 		}
 	}
 	if o := letter.GetOrigin(); o != nil {

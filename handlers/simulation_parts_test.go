@@ -161,7 +161,11 @@ func (s *simSaga) lookAtDeadlines() {
 			return
 		}
 	}
-	if err := s.tick(context.Background(), s.w.now, s.p); err != nil {
+	read := func(p int32) (bool, error) {
+		_, end := s.w.log.read(p, s.at[p], len(s.w.log.partitions[p]))
+		return end == s.at[p] || s.w.once(0.5), nil // it may have grown since it was asked for
+	}
+	if err := s.tick(context.Background(), s.w.now, s.p, read); err != nil {
 		violated("", "the saga stops: %v", err)
 	}
 }
