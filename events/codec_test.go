@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write golden files of events that have 
 const corpus = "../schemas/corpus"
 
 // examples is one filled-in message per event, as written by this version.
-func examples(t *testing.T) []proto.Message {
+func examples(t testing.TB) []proto.Message {
 	params, err := structpb.NewStruct(map[string]any{"quality": 80})
 	require.NoError(t, err)
 	artifact := &Artifact{Key: "processed/" + testJob + "/bb.webp", Sha256: "bb", Bytes: 7, Width: 4, Height: 3, Format: "webp"}

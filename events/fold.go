@@ -247,7 +247,8 @@ func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {
 }
 
 func foldReplaced(s *Job, m *ArtifactReplaced) *Job {
-	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision() {
+	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision() ||
+		m.GetArtifact().GetSha256() == m.GetReplacedSha256() { // the same bytes: a repeat would count again
 		return nil
 	}
 	for i, op := range s.GetOperations() {
@@ -301,9 +302,10 @@ func foldWebhookDelivered(s *Job, m *WebhookDelivered) *Job {
 
 func foldWebhookFailed(s *Job, m *WebhookFailed) *Job {
 	next := webhookOf(s, m.GetRevision())
-	// A failure told after a later attempt was scheduled, or after success, is old.
-	if next == nil || next.Webhook.GetDelivered() || next.Webhook.GetFailed() ||
-		m.GetAttempt() < next.Webhook.GetAttempt() {
+	// A failure told after a later attempt was scheduled, or after success, is old; so is
+	// one of an attempt that is not due any more, since that has failed already.
+	if next == nil || next.Webhook.GetDelivered() || next.Webhook.GetFailed() || m.GetAttempt() < next.Webhook.GetAttempt() ||
+		m.GetAttempt() == next.Webhook.GetAttempt() && next.Webhook.GetDue() == nil {
 		return nil
 	}
 	w := next.Webhook

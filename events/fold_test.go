@@ -2,6 +2,7 @@ package events
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -91,9 +92,11 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 		{"cancel of revision 2", &JobCancelRequested{Revision: 2}, ".....x."},
 		{"replaced", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "n"}}, "....x.."},
 		{"replaced another", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "q", Artifact: &Artifact{Sha256: "n"}}, "......."},
+		{"replaced by the same", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "w"}}, "......."},
 		{"webhook scheduled", &WebhookScheduled{Revision: 1, Attempt: 1}, "....xx."},
 		{"webhook delivered", &WebhookDelivered{Revision: 1, Attempt: 1}, "....xx."},
 		{"webhook failed", &WebhookFailed{Revision: 1, Attempt: 1, Final: true}, "....xx."},
+		{"webhook failed, to be tried again", &WebhookFailed{Revision: 1, Attempt: 1, Code: "timeout"}, "....xx."},
 		{"expired source", &ArtifactsExpired{Source: true}, ".xxxxx."},
 		{"expired artifact", &ArtifactsExpired{Operations: []string{"webp"}}, "...xxx."},
 		{"deleted", &JobDeleted{}, ".xxxxx."},
@@ -176,4 +179,64 @@ func TestRepeatsMeanNothing(t *testing.T) {
 		}
 		require.True(t, proto.Equal(want, s), "seed %d", seed)
 	}
+}
+
+// FuzzFold reads bytes as events: a kind, a length, a value. Whatever they are, and in
+// whatever state, Fold does not panic, does not change the state that it is given, and
+// takes an event in once.
+func FuzzFold(f *testing.F) {
+	kinds := Catalogue()
+	encode := func(ms ...proto.Message) (all []byte) {
+		for _, m := range ms {
+			kind := slices.IndexFunc(kinds, func(k proto.Message) bool { return k.ProtoReflect().Descriptor() == m.ProtoReflect().Descriptor() })
+			value, err := proto.Marshal(m)
+			require.NoError(f, err)
+			all = append(append(all, byte(kind), byte(len(value)), byte(len(value)>>8)), value...)
+		}
+		return all
+	}
+	retry := &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}, Request: requested(), Completed: []*OperationCompleted{completed(1, "webp", "w")},
+		Failed: []*OperationFailed{failed(1, "avif")}, Cancelled: []string{"avif"}}
+	end := final(1, Outcome_OUTCOME_PARTIAL)
+	f.Add(encode(requested(), started(1, "webp", 1), completed(1, "webp", "w"), failed(1, "avif"), end, retry, started(2, "avif", 1), completed(2, "avif", "a")))
+	f.Add(encode(requested(), &JobCancelRequested{Revision: 1}, end, &WebhookScheduled{Revision: 1, Attempt: 1, Due: timestamppb.New(testTime)},
+		&WebhookFailed{Revision: 1, Attempt: 1, Code: "timeout"}, &WebhookDelivered{Revision: 1, Attempt: 1}, &JobDeleted{}))
+	f.Add(encode(retry, completed(2, "avif", "a"), final(2, Outcome_OUTCOME_SUCCEEDED), &ArtifactsExpired{Operations: []string{"webp"}},
+		&ArtifactReplaced{Revision: 2, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "n"}}, &ArtifactsExpired{Source: true}))
+	for _, m := range examples(f) {
+		f.Add(encode(requested(), m))
+	}
+	f.Fuzz(func(t *testing.T, all []byte) {
+		var s *Job
+		for len(all) >= 3 {
+			m := kinds[int(all[0])%len(kinds)].ProtoReflect().New().Interface()
+			n := min(int(all[1])|int(all[2])<<8, len(all)-3)
+			value := all[3 : 3+n]
+			if all = all[3+n:]; proto.Unmarshal(value, m) != nil {
+				continue
+			}
+			e, before := at(m), proto.Clone(s)
+			next := Fold(s, e)
+			require.True(t, proto.Equal(before, s), "%v changed its input", m)
+			if !namesTwice(next) {
+				require.Same(t, next, Fold(next, e), "%v takes effect twice", m)
+			}
+			if next != nil {
+				_, _, _ = next.Settled(), next.Opened(), eventID(testJob, m)
+			}
+			s = next
+		}
+	})
+}
+
+// namesTwice says whether a job has an operation twice, which Submit refuses.
+func namesTwice(s *Job) bool {
+	seen := map[string]bool{}
+	for _, op := range s.GetOperations() {
+		if seen[op.GetName()] {
+			return true
+		}
+		seen[op.GetName()] = true
+	}
+	return false
 }

@@ -198,7 +198,8 @@ func (s *Saga) session(ctx context.Context) error {
 			return err
 		}
 		if now := time.Now(); !now.Before(nextTick) {
-			if err := s.tick(ctx, now, p, session.Client(), read); err != nil {
+			read := func(partition int32) (bool, error) { return atEnd(ctx, session.Client(), partition, read) }
+			if err := s.tick(ctx, now, p, read); err != nil {
 				return err
 			}
 			nextTick = now.Add(s.cfg.TickInterval)
@@ -314,8 +315,8 @@ func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*cha
 // record that would have its state read.
 //
 // A saga that was away reads what is long past: of that, nothing is late until all of it
-// is read.
-func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, client *kgo.Client, read map[int32]int64) error {
+// is read, which read says of a partition.
+func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, read func(partition int32) (bool, error)) error {
 	s.mu.Lock()
 	owned := slices.Sorted(maps.Keys(s.owned))
 	s.mu.Unlock()
@@ -331,7 +332,7 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, client *kgo.
 		if len(late) == 0 {
 			continue
 		}
-		if end, err := atEnd(ctx, client, partition, read); err != nil || !end {
+		if end, err := read(partition); err != nil || !end {
 			s.log.Warn("jobs are over their deadline, and the log is not read to its end yet", "partition", partition, "jobs", len(late), "error", err)
 			continue
 		}

@@ -227,6 +227,8 @@ func (c *changeSet) commit() {
 	for id, job := range c.jobs {
 		if job == nil {
 			delete(c.memory.jobs, id)
+			delete(c.memory.open, id) // where the batch that ended it is as long as it is remembered
+			delete(c.memory.missed, id)
 			continue
 		}
 		before := c.memory.jobs[id]
