@@ -65,6 +65,8 @@ const (
 	readyTimeout   = 3 * time.Minute
 	collectTimeout = 5 * time.Minute
 	progressEvery  = 5 * time.Second
+	// warmUp is for the load alone: what has never worked cannot be seen to go on.
+	warmUp = 3 * time.Second
 )
 
 // result is what a run has shown.
@@ -162,7 +164,10 @@ func (r *run) injure(ctx context.Context, inject func(context.Context, *run) err
 	var all sync.WaitGroup
 	all.Go(func() { r.load.run(loading, r.clients) })
 	all.Go(func() { r.progress(loading) })
-	err := inject(ctx, r)
+	err := pause(ctx, r.random, warmUp, warmUp)
+	if err == nil {
+		err = inject(ctx, r)
+	}
 	stop()
 	all.Wait()
 	return err

@@ -99,9 +99,10 @@ func (r *run) kills(ctx context.Context, n int, mean time.Duration, aim string) 
 	return nil
 }
 
-// The pauses of the scenario brokers.
+// The pauses of the scenario brokers: with one away, and with all there.
 const (
 	brokerDownMin, brokerDownMax = 3 * time.Second, 12 * time.Second
+	brokerUpMin, brokerUpMax     = 2 * time.Second, 6 * time.Second
 	inSyncTimeout                = 3 * time.Minute
 )
 
@@ -139,7 +140,7 @@ func (r *run) breakBroker(ctx context.Context, i int) error {
 	if err := r.parts.inSync(waiting); err != nil {
 		return fmt.Errorf("broker %d came back: %w", i, err)
 	}
-	return pause(ctx, r.random, killPauseMin, killPause)
+	return pause(ctx, r.random, brokerUpMin, brokerUpMax)
 }
 
 // outage is a way for a part to be away.
