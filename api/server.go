@@ -55,6 +55,9 @@ type Config struct {
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
 	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
+	// IdempotencySettle is for how long a Redis that came up empty is not believed that it
+	// does not know a key: longer than a submission takes, and than the read model is behind.
+	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m"`
 	// SpoolDir holds uploads while they arrive.
 	SpoolDir string `env:"SPOOL_DIR"`
 }
@@ -70,7 +73,8 @@ func (c Config) Validate() error {
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
-	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
+	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL,
+		"IDEMPOTENCY_SETTLE": c.IdempotencySettle} {
 		if d < 100*time.Millisecond {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
 		}

@@ -22,7 +22,7 @@ type seeded struct {
 
 func bugs() []seeded {
 	return []seeded{
-		{"api-does-not-wait", "the API answers 202 before Kafka has acknowledged the event", "api", []history.Property{history.Accepted}},
+		{"api-does-not-wait", "the API answers 202 whether or not Kafka has acknowledged the event", "api", []history.Property{history.Accepted}},
 		{"key-draws-id", "a keyed submission draws its job's id", "api", []history.Property{history.Keys}},
 		{"read-ignores-after", "a read does not wait for the position in after=", "projector", []history.Property{history.Reads}},
 		{"read-remembers", "an API process answers from its memory", "api", []history.Property{history.Reads}},
