@@ -60,7 +60,10 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "keep the roles' logs also where nothing is violated")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := play(ctx, o)
+	var err error
+	if o.dir, err = os.MkdirTemp("", "pixtools-faults-binary-"); err == nil {
+		err = errors.Join(play(ctx, o), os.RemoveAll(o.dir))
+	}
 	stop()
 	if err != nil {
 		log.Fatal("faults: ", err)
@@ -86,13 +89,9 @@ func play(ctx context.Context, o options) error {
 	if len(chosen) == 0 {
 		return fmt.Errorf("-scenario=%s: there is none of that name", o.scenario)
 	}
-	dir, err := os.MkdirTemp("", "pixtools-faults-binary-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if o.dir = dir; o.binary == "" {
-		if o.binary, err = build(ctx, dir, ""); err != nil {
+	if o.binary == "" {
+		var err error
+		if o.binary, err = build(ctx, o.dir, ""); err != nil {
 			return err
 		}
 	}
