@@ -11,6 +11,7 @@ import (
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
+	"github.com/pixtools/pixtools/internal/kafka"
 )
 
 // Cancelled answers a cancellation. The job ends a moment later, as the log decides: an
@@ -57,7 +58,16 @@ func (s *Server) append(ctx context.Context, e events.Event) (token string, err 
 	if err != nil {
 		return "", err
 	}
-	if err := s.Publisher.Append(ctx, record); err != nil && !bug.On("api-does-not-wait") {
+	err = s.Publisher.Append(ctx, record)
+	if bug.On("api-does-not-wait") {
+		err = nil
+	}
+	if errors.Is(err, kafka.ErrNotAcknowledged) {
+		p := unavailable("Kafka did not acknowledge the event in time.", err)
+		p.Detail = "Kafka did not acknowledge the event in time, and may have it or not. Send the same request again; under an idempotency key it is one job either way."
+		return "", p
+	}
+	if err != nil {
 		return "", unavailable("The event could not be written to the log.", err)
 	}
 	return events.Position{Log: s.LogID, Partition: record.Partition, Offset: record.Offset}.Token(), nil

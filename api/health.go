@@ -27,9 +27,22 @@ type HealthDetail struct {
 }
 
 func (s *Server) health(c fuego.ContextNoBody) (Health, error) {
-	ctx, cancel := context.WithTimeout(c.Context(), healthTimeout)
+	h := s.report(c.Context())
+	if h.Detail != nil {
+		c.Response().Header().Set("Content-Type", "application/json")
+		c.SetStatus(http.StatusServiceUnavailable)
+	}
+	return h, nil
+}
+
+// report is what can be reached; parts that the process still waits for at its start cannot.
+func (s *Server) report(ctx context.Context, waitedFor ...string) Health {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	h := Health{Status: "healthy", Dependencies: s.check(ctx)}
+	for _, name := range waitedFor {
+		h.Dependencies[name] = "unreachable"
+	}
 	for _, state := range h.Dependencies {
 		if state != "ok" {
 			h.Status = "unhealthy"
@@ -37,10 +50,8 @@ func (s *Server) health(c fuego.ContextNoBody) (Health, error) {
 	}
 	if h.Status != "healthy" {
 		h.Detail = &HealthDetail{h.Status, h.Dependencies}
-		c.Response().Header().Set("Content-Type", "application/json")
-		c.SetStatus(http.StatusServiceUnavailable)
 	}
-	return h, nil
+	return h
 }
 
 // check asks every part at once. A part that ignores its deadline is reported

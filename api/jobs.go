@@ -75,6 +75,9 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	if err != nil {
 		return Job{}, err
 	}
+	if at := c.QueryParam("at"); at != "" {
+		return s.jobAt(c, id, at)
+	}
 	var ended <-chan struct{}
 	if patience > 0 {
 		var stop func()
@@ -113,6 +116,10 @@ func (s *Server) find(ctx context.Context, id string) (*events.Job, error) {
 	if errors.Is(err, projections.ErrNotFound) {
 		state, err = s.lookAgain(ctx, id)
 	}
+	return s.found(id, state, err)
+}
+
+func (s *Server) found(id string, state *events.Job, err error) (*events.Job, error) {
 	switch {
 	case errors.Is(err, projections.ErrNotFound) || err == nil && state.GetPhase() == events.Phase_PHASE_DELETED:
 		return nil, problem(http.StatusNotFound, fmt.Sprintf("Job %s not found", id))
@@ -171,9 +178,16 @@ func (s *Server) waitFor(ctx context.Context, token string) error {
 	return nil
 }
 
-// lookAgain is for a job that the read model does not know: it waits until the
-// projection has passed the end that the job's partition has now. So a job is
-// found as soon as its submission was answered, with no token at all.
+// findLatest reads a job as the log has it now; a *Problem where there is none. It is for
+// commands that are asked for one after another, each of which must see the last.
+func (s *Server) findLatest(ctx context.Context, id string) (*events.Job, error) {
+	state, err := s.lookAgain(ctx, id)
+	return s.found(id, state, err)
+}
+
+// lookAgain waits until the projection has passed the end that the job's partition has
+// now, and then reads the job. So a job that the read model does not know is found as soon
+// as its submission was answered, with no token at all.
 func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) {
 	// The high watermark, not the last stable offset: a request may lie behind an
 	// open transaction of the saga's.
@@ -206,19 +220,9 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 	if err != nil {
 		s.Log.Warn("file name cannot be opened; links go without it", "job", state.GetId(), "error", err)
 	}
-	job := Job{
-		JobID: state.GetId(), Status: statusOf(state), ErrorMessage: errorMessageOf(state),
-		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
-		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
-	}
-	if state.GetPhase() == events.Phase_PHASE_ENDED {
-		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
-		job.Outcome, job.FinalizedAt = &outcome, &at
-	}
-	told := s.progress(ctx, state)
+	job, told := jobOf(state), s.progress(ctx, state)
 	for _, op := range state.GetOperations() {
-		job.Operations = append(job.Operations, op.GetName())
-		result := resultOf(op)
+		result := job.OperationResults[op.GetName()]
 		// An earlier attempt's progress is none: the work began anew.
 		if p, ok := told[op.GetName()]; ok && p.Attempt == op.GetAttempt() {
 			result.Progress = p.Share()
@@ -233,6 +237,24 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 		job.OperationResults[op.GetName()] = result
 	}
 	return job, nil
+}
+
+// jobOf is the state without what lies outside it: links and progress.
+func jobOf(state *events.Job) Job {
+	job := Job{
+		JobID: state.GetId(), Status: statusOf(state), ErrorMessage: errorMessageOf(state),
+		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
+		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
+	}
+	if state.GetPhase() == events.Phase_PHASE_ENDED {
+		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
+		job.Outcome, job.FinalizedAt = &outcome, &at
+	}
+	for _, op := range state.GetOperations() {
+		job.Operations = append(job.Operations, op.GetName())
+		job.OperationResults[op.GetName()] = resultOf(op)
+	}
+	return job
 }
 
 // progress is how far the operations are that run, as far as Redis tells.

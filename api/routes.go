@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3gen"
 	"github.com/go-fuego/fuego"
 
 	"github.com/pixtools/pixtools/commands/operations"
@@ -30,12 +31,45 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Links are signed anew at each read. Right after its submission a job is found, never 404."),
 		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
 		fuego.OptionQuery("wait", "Seconds to wait for the job's end; then it is answered as it is"),
+		fuego.OptionQuery("at", "A position or a time: the job as it was then"),
 		problems(404, 422, 503))
+	fuego.Get(f, "/api/jobs/{job_id}/events", s.history,
+		fuego.OptionOperationID("history"), fuego.OptionSummary("Read a job's history"),
+		fuego.OptionOverrideDescription("Every event of the job as the log has it, what caused it, how long that took, and the job after it."),
+		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
+		problems(404, 422, 503))
+	fuego.GetStd(f, "/api/jobs/{job_id}/stream", s.stream,
+		fuego.OptionOperationID("stream"), fuego.OptionSummary("Follow a job"),
+		fuego.OptionOverrideDescription("Server-sent events. event: job carries the whole job, at once and after each change; its id is a position. event: progress tells how far an operation is."),
+		problems(404, 422, 429, 503))
 	fuego.Post(f, "/api/jobs/{job_id}/cancel", s.cancel,
 		fuego.OptionOperationID("cancel"), fuego.OptionSummary("Cancel a job"),
 		fuego.OptionOverrideDescription("Operations without an outcome are given up; results that are there stay. What is being worked on is stopped."),
 		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Cancelled{}, ContentTypes: []string{"application/json"}}),
 		problems(404, 409, 422, 503))
+	fuego.Post(f, "/api/jobs/{job_id}/retry", s.retry,
+		fuego.OptionOperationID("retry"), fuego.OptionSummary("Retry a job"),
+		fuego.OptionOverrideDescription("Operations that did not complete run again, as a new revision of the job; results that are there stay. The job has another end then."),
+		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Retried{}, ContentTypes: []string{"application/json"}}),
+		problems(404, 409, 413, 422, 503))
+	fuego.Get(f, "/api/dead-letters", s.deadLetters,
+		fuego.OptionOperationID("deadLetters"), fuego.OptionSummary("List what was given up"),
+		fuego.OptionOverrideDescription("Work that failed for another reason than the picture, and records that could not be handled; the oldest first."),
+		fuego.OptionQuery("state", "open (the default) or all"), fuego.OptionQuery("operation", "Of this operation"), fuego.OptionQuery("type", "Whose record has this ce_type"),
+		fuego.OptionQuery("code", "With this code"), fuego.OptionQuery("group", "Of this consumer group"), fuego.OptionQuery("job_id", "Of this job"),
+		fuego.OptionQuery("since", "Given up at this time or later, RFC 3339"), fuego.OptionQuery("until", "Given up before this time, RFC 3339"),
+		fuego.OptionQuery("limit", "How many, 1 to 1000, default 100"), fuego.OptionQuery("after", "Begin after the dead letter with this id"),
+		problems(422, 503))
+	fuego.Get(f, "/api/dead-letters/{id}", s.deadLetter,
+		fuego.OptionOperationID("deadLetter"), fuego.OptionSummary("Read a dead letter and its record"),
+		fuego.OptionOverrideDescription("The record is read from the log."), problems(404, 422, 503))
+	fuego.Post(f, "/api/dead-letters/redrive", s.redrive,
+		fuego.OptionOperationID("redrive"), fuego.OptionSummary("Ask for the work of dead letters again"),
+		fuego.OptionOverrideDescription("With dry_run it says what would be done. An operation runs again as a new revision of its job; a record that nobody has taken in is appended again."),
+		problems(413, 422, 503))
+	fuego.Post(f, "/api/dead-letters/discard", s.discard,
+		fuego.OptionOperationID("discard"), fuego.OptionSummary("Let dead letters be"),
+		fuego.OptionOverrideDescription("They stay in the topic, and are not listed as open any more."), problems(413, 422, 503))
 	fuego.Get(f, "/api/health", s.health,
 		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),
@@ -66,22 +100,29 @@ func describe(f *fuego.Server) ([]byte, error) {
 			onlyTypes(op)
 		}
 	}
+	stream := doc.Paths.Value("/api/jobs/{job_id}/stream").Get
+	stream.Responses.Set("200", &openapi3.ResponseRef{Value: openapi3.NewResponse().WithDescription("Events, until either side ends it").
+		WithContent(openapi3.NewContentWithSchema(openapi3.NewStringSchema(), []string{"text/event-stream"}))})
 	post := doc.Paths.Value("/api/process").Post
 	post.RequestBody = uploadSchema()
 	post.Responses.Delete("200")
 	text := openapi3.NewStringSchema()
 	post.Parameters = append(post.Parameters,
 		header("Idempotency-Key", "The same as the field idempotency_key", text), header(requestIDHeader, "Echoed, or made", text))
-	cancel := doc.Paths.Value("/api/jobs/{job_id}/cancel").Post
+	cancel, retry := doc.Paths.Value("/api/jobs/{job_id}/cancel").Post, doc.Paths.Value("/api/jobs/{job_id}/retry").Post
 	cancel.Responses.Delete("200")
-	for _, op := range []*openapi3.Operation{post, cancel} {
+	retry.Responses.Delete("200")
+	retry.RequestBody = jsonBody("What to run again; without it, all that did not complete", RetryRequest{}, false)
+	doc.Paths.Value("/api/dead-letters/redrive").Post.RequestBody = jsonBody("Which dead letters", Selection{}, true)
+	doc.Paths.Value("/api/dead-letters/discard").Post.RequestBody = jsonBody("Which dead letters, and why", DiscardRequest{}, true)
+	for _, op := range []*openapi3.Operation{post, cancel, retry} {
 		op.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
 			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query. Absent where the job was in the log before", Schema: text.NewRef()}}}}
 	}
-	for _, name := range []string{"Accepted", "Cancelled", "Job"} { // the framework passes over the tag
+	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
-	for _, op := range []*openapi3.Operation{cancel, doc.Paths.Value("/api/jobs/{job_id}").Get} {
+	for _, op := range []*openapi3.Operation{cancel, retry, stream, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	}
 	delete(doc.Components.Schemas, "HTTPError")
@@ -91,6 +132,16 @@ func describe(f *fuego.Server) ([]byte, error) {
 		return nil, fmt.Errorf("write the OpenAPI document: %w", err)
 	}
 	return append(raw, '\n'), nil
+}
+
+// jsonBody describes a body from the type that it is read into.
+func jsonBody(description string, of any, required bool) *openapi3.RequestBodyRef {
+	schema, err := openapi3gen.NewSchemaRefForValue(of, nil)
+	if err != nil {
+		panic(fmt.Sprintf("api: %T cannot be described: %v", of, err)) // at every start: a test sees it
+	}
+	body := openapi3.NewRequestBody().WithDescription(description).WithRequired(required).WithJSONSchemaRef(schema)
+	return &openapi3.RequestBodyRef{Value: body}
 }
 
 // frameworkError is what the framework describes of errors that it would answer and we do

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/sniff"
 	"github.com/pixtools/pixtools/projections"
@@ -47,10 +49,13 @@ type Config struct {
 	Picture sniff.Limits
 	// MaxUploads bounds the uploads in progress; one more is answered 429.
 	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256"`
+	// MaxStreams bounds the event streams that are open; one more is answered 429.
+	MaxStreams int `env:"MAX_STREAMS" envDefault:"2000"`
 	// UploadTimeout bounds reading one upload.
 	UploadTimeout time.Duration `env:"UPLOAD_TIMEOUT" envDefault:"5m"`
-	// WaitTimeout bounds how long a query waits for the projection.
-	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"2s"`
+	// WaitTimeout bounds how long a query waits for the projection, and for the database. With
+	// what it does besides it answers within 2 s.
+	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"1700ms"`
 	// LongestWait bounds what a client may ask for with wait=.
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
@@ -58,6 +63,8 @@ type Config struct {
 	// IdempotencySettle is for how long a Redis that came up empty is not believed that it
 	// does not know a key: longer than a submission takes, and than the read model is behind.
 	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m"`
+	// MaxRevisions bounds how often a job may be retried.
+	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100"`
 	// SpoolDir holds uploads while they arrive.
 	SpoolDir string `env:"SPOOL_DIR"`
 }
@@ -73,6 +80,8 @@ func (c Config) Validate() error {
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
+	positive("MAX_STREAMS", int64(c.MaxStreams))
+	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL,
 		"IDEMPOTENCY_SETTLE": c.IdempotencySettle} {
 		if d < 100*time.Millisecond {
@@ -84,13 +93,18 @@ func (c Config) Validate() error {
 
 // Parts is what the API works with.
 type Parts struct {
-	Store     *blob.Store
-	Publisher *kafka.Publisher
-	Kafka     *kgo.Client
-	Redis     *redis.Client
-	Reader    *projections.Reader
-	Keys      *secrets.Keyring
-	LogID     [16]byte
+	Store       *blob.Store
+	Publisher   *kafka.Publisher
+	Kafka       *kgo.Client
+	Redis       *redis.Client
+	Reader      *projections.Reader
+	DeadLetters *projections.DeadLetters
+	Follower    *projections.Follower
+	Progress    *progress.Listener
+	// ReadLog reads records of a topic, at offsets that ascend.
+	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
+	Keys    *secrets.Keyring
+	LogID   [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// Stopping is closed when the process is to end: then nobody's patience is used up.
@@ -104,13 +118,17 @@ type Server struct {
 	Parts
 	// uploads holds a token per upload in progress.
 	uploads chan struct{}
-	mux     *http.ServeMux
-	spec    []byte
+	// streams holds a token per event stream that is open.
+	streams chan struct{}
+	// redriving is held by the one request that redrives dead letters.
+	redriving sync.Mutex
+	mux       *http.ServeMux
+	spec      []byte
 }
 
 // New makes the server; it is an http.Handler.
 func New(cfg Config, parts Parts) (*Server, error) {
-	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads)}
+	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads), streams: make(chan struct{}, cfg.MaxStreams)}
 	f := fuego.NewServer(
 		fuego.WithoutStartupMessages(), fuego.WithoutLogger(), fuego.WithoutAutoGroupTags(),
 		fuego.WithEngineOptions(
@@ -131,6 +149,10 @@ func New(cfg Config, parts Parts) (*Server, error) {
 	}
 	return s, nil
 }
+
+// HoldKeys takes the key that protects file names into memory, so that submissions go on
+// without the database from the first one on.
+func (s *Server) HoldKeys(ctx context.Context) error { return s.Keys.Hold(ctx, defaultTenant) }
 
 // Spec is the OpenAPI document.
 func (s *Server) Spec() []byte { return s.spec }
@@ -174,8 +196,18 @@ func (s *Server) pages() error {
 	return nil
 }
 
-// ServeHTTP gives every request an id, and every answer the headers of all.
+// ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	identify(w, r)
+	if _, pattern := s.mux.Handler(r); pattern == "" {
+		s.unrouted(w, r).write(w)
+		return
+	}
+	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
+}
+
+// identify gives a request its id, and its answer the headers of all.
+func identify(w http.ResponseWriter, r *http.Request) {
 	id := r.Header.Get(requestIDHeader)
 	if !plain(id) {
 		id = uuid.NewString()
@@ -184,11 +216,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(requestIDHeader, id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
-	if _, pattern := s.mux.Handler(r); pattern == "" {
-		s.unrouted(w, r).write(w)
-		return
-	}
-	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
 }
 
 // unrouted tells an unknown path from a known one asked with another method.

@@ -53,21 +53,35 @@ func (e *MalformedError) Unwrap() error { return e.Cause }
 
 // Record is the event as a Kafka record on Topic. Equal events give equal bytes.
 func (e Event) Record() (*kgo.Record, error) {
-	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(e.Message)
+	return envelope{id: e.ID, key: e.JobID, time: e.Time, source: e.Source, correlation: e.CorrelationID,
+		causation: e.CausationID, trace: e.TraceParent}.record(Topic, e.Message)
+}
+
+// envelope is what stands around a message, on any of our topics.
+type envelope struct {
+	id, key, kind, source, subject, version string
+	time                                    time.Time
+	correlation, causation, trace           string
+}
+
+// record encodes an envelope whose kind, subject and version follow from the rest.
+func (e envelope) record(topic string, m proto.Message) (*kgo.Record, error) {
+	kind := string(m.ProtoReflect().Descriptor().FullName())
+	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", e.Type(), err)
+		return nil, fmt.Errorf("encode %s: %w", kind, err)
 	}
-	r := &kgo.Record{Topic: Topic, Key: []byte(e.JobID), Value: value}
+	r := &kgo.Record{Topic: topic, Key: []byte(e.key), Value: value}
 	for _, h := range []struct{ key, value string }{
 		{HeaderSpecVersion, specVersion},
-		{HeaderID, e.ID},
-		{HeaderType, e.Type()},
-		{HeaderSource, e.Source},
-		{HeaderSubject, e.JobID},
-		{HeaderTime, e.Time.UTC().Format(time.RFC3339Nano)},
-		{HeaderCorrelation, e.CorrelationID},
-		{HeaderCausation, e.CausationID},
-		{HeaderTrace, e.TraceParent},
+		{HeaderID, e.id},
+		{HeaderType, kind},
+		{HeaderSource, e.source},
+		{HeaderSubject, e.key},
+		{HeaderTime, e.time.UTC().Format(time.RFC3339Nano)},
+		{HeaderCorrelation, e.correlation},
+		{HeaderCausation, e.causation},
+		{HeaderTrace, e.trace},
 		{HeaderContent, contentType},
 	} {
 		if h.value != "" { // CloudEvents: an absent attribute has no header
@@ -77,73 +91,96 @@ func (e Event) Record() (*kgo.Record, error) {
 	return r, nil
 }
 
+// open reads a record's envelope; the error is a *MalformedError.
+func open(r *kgo.Record) (envelope, error) {
+	e := envelope{key: string(r.Key)}
+	at := ""
+	for _, h := range r.Headers {
+		switch value := string(h.Value); h.Key {
+		case HeaderID:
+			e.id = value
+		case HeaderType:
+			e.kind = value
+		case HeaderSource:
+			e.source = value
+		case HeaderSubject:
+			e.subject = value
+		case HeaderTime:
+			at = value
+		case HeaderSpecVersion:
+			e.version = value
+		case HeaderCorrelation:
+			e.correlation = value
+		case HeaderCausation:
+			e.causation = value
+		case HeaderTrace:
+			e.trace = value
+		}
+	}
+	if err := e.check(); err != nil {
+		return e, err
+	}
+	var err error
+	if e.time, err = time.Parse(time.RFC3339Nano, at); err != nil {
+		return e, &MalformedError{Reason: HeaderTime + " is no RFC 3339 time", Cause: err}
+	}
+	e.time = e.time.UTC()
+	return e, nil
+}
+
+func (e envelope) check() error {
+	switch {
+	case e.version != specVersion:
+		return &MalformedError{Reason: fmt.Sprintf("%s is %q, not %q", HeaderSpecVersion, e.version, specVersion)}
+	case e.id == "":
+		return &MalformedError{Reason: HeaderID + " is missing"}
+	case e.kind == "":
+		return &MalformedError{Reason: HeaderType + " is missing"}
+	case e.subject != e.key:
+		return &MalformedError{Reason: fmt.Sprintf("%s %q is not the record's key %q", HeaderSubject, e.subject, e.key)}
+	case !IsJobID(e.key):
+		return &MalformedError{Reason: fmt.Sprintf("key %q is no id: a UUID in text form", e.key)}
+	}
+	return nil
+}
+
+// IsJobID says whether text is a UUID in the form that keys have.
+func IsJobID(text string) bool {
+	_, err := uuid.Parse(text)
+	return err == nil && len(text) == 36
+}
+
+// message reads a value of the kind that the envelope names, if that begins with prefix.
+func (e envelope) message(value []byte, prefix string) (proto.Message, error) {
+	// The global registry holds every linked message; the prefix keeps it to ours.
+	known, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(e.kind))
+	if err != nil || !strings.HasPrefix(e.kind, prefix) {
+		return nil, fmt.Errorf("%w: %s", ErrUnknownType, e.kind)
+	}
+	m := known.New().Interface()
+	if err := proto.Unmarshal(value, m); err != nil {
+		return nil, &MalformedError{Reason: "value is no " + e.kind, Cause: err}
+	}
+	return m, nil
+}
+
 // Decode reads a record of Topic. It is the one place where older versions of a
 // message would be brought up to date. The error is ErrUnknownType or a
 // *MalformedError.
 func Decode(r *kgo.Record) (Event, error) {
-	var e Event
-	var kind, version, subject, at string
-	for _, h := range r.Headers {
-		switch value := string(h.Value); h.Key {
-		case HeaderID:
-			e.ID = value
-		case HeaderType:
-			kind = value
-		case HeaderSource:
-			e.Source = value
-		case HeaderSubject:
-			subject = value
-		case HeaderTime:
-			at = value
-		case HeaderSpecVersion:
-			version = value
-		case HeaderCorrelation:
-			e.CorrelationID = value
-		case HeaderCausation:
-			e.CausationID = value
-		case HeaderTrace:
-			e.TraceParent = value
-		}
-	}
-	e.JobID = string(r.Key)
-	if err := checkEnvelope(e, kind, version, subject); err != nil {
+	e, err := open(r)
+	if err != nil {
 		return Event{}, err
 	}
-	var err error
-	if e.Time, err = time.Parse(time.RFC3339Nano, at); err != nil {
-		return Event{}, &MalformedError{Reason: HeaderTime + " is no RFC 3339 time", Cause: err}
+	m, err := e.message(r.Value, typePrefix)
+	if err != nil {
+		return Event{}, err
 	}
-	e.Time = e.Time.UTC()
-	// The global registry holds every linked message; the prefix keeps it to ours.
-	known, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(kind))
-	if err != nil || !strings.HasPrefix(kind, typePrefix) {
-		return Event{}, fmt.Errorf("%w: %s", ErrUnknownType, kind)
+	if !isEvent(m) {
+		return Event{}, &MalformedError{Reason: e.kind + " is a part of an event, not an event"}
 	}
-	e.Message = known.New().Interface()
-	if !isEvent(e.Message) {
-		return Event{}, &MalformedError{Reason: kind + " is a part of an event, not an event"}
-	}
-	if err := proto.Unmarshal(r.Value, e.Message); err != nil {
-		return Event{}, &MalformedError{Reason: "value is no " + kind, Cause: err}
-	}
-	return e, nil
-}
-
-func checkEnvelope(e Event, kind, version, subject string) error {
-	switch {
-	case version != specVersion:
-		return &MalformedError{Reason: fmt.Sprintf("%s is %q, not %q", HeaderSpecVersion, version, specVersion)}
-	case e.ID == "":
-		return &MalformedError{Reason: HeaderID + " is missing"}
-	case kind == "":
-		return &MalformedError{Reason: HeaderType + " is missing"}
-	case subject != e.JobID:
-		return &MalformedError{Reason: fmt.Sprintf("%s %q is not the record's key %q", HeaderSubject, subject, e.JobID)}
-	}
-	if _, err := uuid.Parse(e.JobID); err != nil || len(e.JobID) != 36 {
-		return &MalformedError{Reason: fmt.Sprintf("key %q is no job id", e.JobID), Cause: err}
-	}
-	return nil
+	return Event{ID: e.id, JobID: e.key, Time: e.time, Source: e.source, CorrelationID: e.correlation,
+		CausationID: e.causation, TraceParent: e.trace, Message: m}, nil
 }
 
 func isEvent(m proto.Message) bool {

@@ -583,13 +583,24 @@ func (x *JobFinalized) GetTotals() *Totals {
 }
 
 // OperationRetryRequested: operations that did not complete are to run again, as
-// a new revision of the job.
+// a new revision of the job. It tells the job once more, so that a consumer that
+// has forgotten it, or begins here, can go on.
 type OperationRetryRequested struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The new revision: one more than the one that ended.
 	Revision int32 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The names of the operations to run again.
-	Operations    []string `protobuf:"bytes,2,rep,name=operations,proto3" json:"operations,omitempty"`
+	Operations []string `protobuf:"bytes,2,rep,name=operations,proto3" json:"operations,omitempty"`
+	// The job as it was requested.
+	Request *JobRequested `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	// When it was requested.
+	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	// What the operations that are not to run again came to.
+	Completed []*OperationCompleted `protobuf:"bytes,5,rep,name=completed,proto3" json:"completed,omitempty"`
+	// The same, of those that failed.
+	Failed []*OperationFailed `protobuf:"bytes,6,rep,name=failed,proto3" json:"failed,omitempty"`
+	// The names of those that were cancelled.
+	Cancelled     []string `protobuf:"bytes,7,rep,name=cancelled,proto3" json:"cancelled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,6 +645,41 @@ func (x *OperationRetryRequested) GetRevision() int32 {
 func (x *OperationRetryRequested) GetOperations() []string {
 	if x != nil {
 		return x.Operations
+	}
+	return nil
+}
+
+func (x *OperationRetryRequested) GetRequest() *JobRequested {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *OperationRetryRequested) GetRequestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestedAt
+	}
+	return nil
+}
+
+func (x *OperationRetryRequested) GetCompleted() []*OperationCompleted {
+	if x != nil {
+		return x.Completed
+	}
+	return nil
+}
+
+func (x *OperationRetryRequested) GetFailed() []*OperationFailed {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+func (x *OperationRetryRequested) GetCancelled() []string {
+	if x != nil {
+		return x.Cancelled
 	}
 	return nil
 }
@@ -1519,12 +1565,17 @@ const file_pixtools_events_v1_events_proto_rawDesc = "" +
 	"\fJobFinalized\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x125\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1b.pixtools.events.v1.OutcomeR\aoutcome\x122\n" +
-	"\x06totals\x18\x03 \x01(\v2\x1a.pixtools.events.v1.TotalsR\x06totals\"U\n" +
+	"\x06totals\x18\x03 \x01(\v2\x1a.pixtools.events.v1.TotalsR\x06totals\"\xf1\x02\n" +
 	"\x17OperationRetryRequested\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x1e\n" +
 	"\n" +
 	"operations\x18\x02 \x03(\tR\n" +
-	"operations\"H\n" +
+	"operations\x12:\n" +
+	"\arequest\x18\x03 \x01(\v2 .pixtools.events.v1.JobRequestedR\arequest\x12=\n" +
+	"\frequested_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x12D\n" +
+	"\tcompleted\x18\x05 \x03(\v2&.pixtools.events.v1.OperationCompletedR\tcompleted\x12;\n" +
+	"\x06failed\x18\x06 \x03(\v2#.pixtools.events.v1.OperationFailedR\x06failed\x12\x1c\n" +
+	"\tcancelled\x18\a \x03(\tR\tcancelled\"H\n" +
 	"\x12JobCancelRequested\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xee\x01\n" +
@@ -1652,15 +1703,19 @@ var file_pixtools_events_v1_events_proto_depIdxs = []int32{
 	0,  // 7: pixtools.events.v1.OperationFailed.kind:type_name -> pixtools.events.v1.FailureKind
 	1,  // 8: pixtools.events.v1.JobFinalized.outcome:type_name -> pixtools.events.v1.Outcome
 	19, // 9: pixtools.events.v1.JobFinalized.totals:type_name -> pixtools.events.v1.Totals
-	17, // 10: pixtools.events.v1.ArtifactReplaced.artifact:type_name -> pixtools.events.v1.Artifact
-	21, // 11: pixtools.events.v1.WebhookScheduled.due:type_name -> google.protobuf.Timestamp
-	22, // 12: pixtools.events.v1.Operation.parameters:type_name -> google.protobuf.Struct
-	20, // 13: pixtools.events.v1.Totals.cpu_time:type_name -> google.protobuf.Duration
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	2,  // 10: pixtools.events.v1.OperationRetryRequested.request:type_name -> pixtools.events.v1.JobRequested
+	21, // 11: pixtools.events.v1.OperationRetryRequested.requested_at:type_name -> google.protobuf.Timestamp
+	4,  // 12: pixtools.events.v1.OperationRetryRequested.completed:type_name -> pixtools.events.v1.OperationCompleted
+	5,  // 13: pixtools.events.v1.OperationRetryRequested.failed:type_name -> pixtools.events.v1.OperationFailed
+	17, // 14: pixtools.events.v1.ArtifactReplaced.artifact:type_name -> pixtools.events.v1.Artifact
+	21, // 15: pixtools.events.v1.WebhookScheduled.due:type_name -> google.protobuf.Timestamp
+	22, // 16: pixtools.events.v1.Operation.parameters:type_name -> google.protobuf.Struct
+	20, // 17: pixtools.events.v1.Totals.cpu_time:type_name -> google.protobuf.Duration
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_pixtools_events_v1_events_proto_init() }

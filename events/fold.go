@@ -2,6 +2,7 @@ package events
 
 import (
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -25,8 +26,11 @@ func Fold(state *Job, e Event) *Job {
 
 // fold is the changed copy, or nil where the event means nothing.
 func fold(s *Job, e Event) *Job {
-	if m, ok := e.Message.(*JobRequested); ok {
+	switch m := e.Message.(type) {
+	case *JobRequested:
 		return foldRequested(s, e, m)
+	case *OperationRetryRequested:
+		return foldRetry(s, e, m)
 	}
 	if s == nil || s.GetPhase() == Phase_PHASE_DELETED {
 		return nil
@@ -40,8 +44,6 @@ func fold(s *Job, e Event) *Job {
 		return foldFailed(s, e, m)
 	case *JobFinalized:
 		return foldFinalized(s, e, m)
-	case *OperationRetryRequested:
-		return foldRetry(s, m)
 	case *JobCancelRequested:
 		return foldCancel(s, e, m)
 	case *ArtifactReplaced:
@@ -70,7 +72,7 @@ func foldRequested(s *Job, e Event, m *JobRequested) *Job {
 		Id: e.JobID, Tenant: m.GetTenant(), Phase: Phase_PHASE_OPEN, Revision: 1,
 		Source: m.GetSource(), FileName: m.GetFileName(), WebhookUrl: m.GetWebhookUrl(),
 		IdempotencyFingerprint: m.GetIdempotencyFingerprint(),
-		RequestedAt:            timestamppb.New(e.Time), CorrelationId: e.CorrelationID,
+		RequestedAt:            timestamppb.New(e.Time), OpenedAt: timestamppb.New(e.Time), CorrelationId: e.CorrelationID,
 	}
 	for _, op := range m.GetOperations() {
 		next.Operations = append(next.Operations, &OperationState{
@@ -111,12 +113,15 @@ func foldCompleted(s *Job, e Event, m *OperationCompleted) *Job {
 		return nil
 	}
 	next := copyOf(s)
-	op := next.Operations[i]
+	complete(next.Operations[i], m)
+	next.Operations[i].EndedAt = timestamppb.New(e.Time)
+	return next
+}
+
+func complete(op *OperationState, m *OperationCompleted) {
 	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_COMPLETED, m.GetAttempt()
 	op.Artifact = proto.Clone(m.GetArtifact()).(*Artifact)
-	op.EndedAt, op.CpuTime = timestamppb.New(e.Time), m.GetCpuTime()
-	op.Engine, op.ModelSha256 = m.GetEngine(), m.GetModelSha256()
-	return next
+	op.CpuTime, op.Engine, op.ModelSha256 = m.GetCpuTime(), m.GetEngine(), m.GetModelSha256()
 }
 
 func foldFailed(s *Job, e Event, m *OperationFailed) *Job {
@@ -125,11 +130,14 @@ func foldFailed(s *Job, e Event, m *OperationFailed) *Job {
 		return nil
 	}
 	next := copyOf(s)
-	op := next.Operations[i]
+	fail(next.Operations[i], m)
+	next.Operations[i].EndedAt = timestamppb.New(e.Time)
+	return next
+}
+
+func fail(op *OperationState, m *OperationFailed) {
 	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_FAILED, m.GetAttempt()
 	op.FailureKind, op.FailureCode, op.FailureMessage = m.GetKind(), m.GetCode(), m.GetMessage()
-	op.EndedAt = timestamppb.New(e.Time)
-	return next
 }
 
 func foldFinalized(s *Job, e Event, m *JobFinalized) *Job {
@@ -142,8 +150,14 @@ func foldFinalized(s *Job, e Event, m *JobFinalized) *Job {
 	return next
 }
 
-func foldRetry(s *Job, m *OperationRetryRequested) *Job {
-	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 || s.GetSourceExpired() {
+func foldRetry(s *Job, e Event, m *OperationRetryRequested) *Job {
+	if s.GetPhase() == Phase_PHASE_DELETED || s.GetSourceExpired() || m.GetRevision() <= s.GetRevision() {
+		return nil
+	}
+	if told := retold(e, m); told != nil && !endedAs(s, told, m) {
+		s = told
+	}
+	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 {
 		return nil
 	}
 	next := copyOf(s)
@@ -160,9 +174,61 @@ func foldRetry(s *Job, m *OperationRetryRequested) *Job {
 	if again == 0 {
 		return nil
 	}
-	next.Phase, next.Revision = Phase_PHASE_OPEN, m.GetRevision()
+	next.Phase, next.Revision, next.OpenedAt = Phase_PHASE_OPEN, m.GetRevision(), timestamppb.New(e.Time)
 	next.Outcome, next.FinalizedAt, next.Totals, next.CancelReason = Outcome_OUTCOME_UNSPECIFIED, nil, nil, ""
 	return next
+}
+
+// retold is the job before its retry, for who does not remember it: as the retry tells
+// it. It is what the whole log makes of it in all that decides what follows, and lacks
+// times and details. Nil where the retry tells nothing, as the first ones did.
+func retold(e Event, m *OperationRetryRequested) *Job {
+	if m.GetRequest() == nil {
+		return nil
+	}
+	s := foldRequested(nil, e, m.GetRequest())
+	s.Phase, s.Revision, s.RequestedAt = Phase_PHASE_ENDED, m.GetRevision()-1, m.GetRequestedAt()
+	for _, op := range s.GetOperations() {
+		op.Phase = OperationPhase_OPERATION_PHASE_FAILED
+		for _, c := range m.GetCompleted() {
+			if c.GetOperation() == op.GetName() {
+				complete(op, c)
+			}
+		}
+		for _, f := range m.GetFailed() {
+			if f.GetOperation() == op.GetName() {
+				fail(op, f)
+			}
+		}
+		if slices.Contains(m.GetCancelled(), op.GetName()) {
+			op.Phase = OperationPhase_OPERATION_PHASE_CANCELLED
+		}
+	}
+	return s
+}
+
+// endedAs says whether the job ended as its retry tells. In the whole log it always did.
+// It did not for who has forgotten it; or has forgotten it and then taken a late repeat of
+// its beginning for a new job.
+func endedAs(s, told *Job, m *OperationRetryRequested) bool {
+	if s.GetPhase() != Phase_PHASE_ENDED || s.GetRevision() != told.GetRevision() || len(s.GetOperations()) != len(told.GetOperations()) {
+		return false
+	}
+	const completed = OperationPhase_OPERATION_PHASE_COMPLETED
+	for i, op := range told.GetOperations() {
+		before := s.GetOperations()[i]
+		switch {
+		case before.GetName() != op.GetName():
+			return false
+		case slices.Contains(m.GetOperations(), op.GetName()): // it is not told whether that failed or was cancelled
+			if (before.GetPhase() == completed) != (op.GetPhase() == completed) {
+				return false
+			}
+		case before.GetPhase() != op.GetPhase():
+			return false
+		}
+	}
+	return true
 }
 
 func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {
@@ -291,4 +357,13 @@ func (x *Job) Settled() bool {
 		}
 	}
 	return true
+}
+
+// Opened is when the job's revision began. States that were stored before it was kept
+// have only their first revision.
+func (x *Job) Opened() time.Time {
+	if at := x.GetOpenedAt(); at != nil {
+		return at.AsTime()
+	}
+	return x.GetRequestedAt().AsTime()
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 const testJob = "018f0000-0000-7000-8000-000000000001"
@@ -80,6 +81,10 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 		{"finalized", final(1, Outcome_OUTCOME_PARTIAL), "...x..."},
 		{"finalized of revision 2", final(2, Outcome_OUTCOME_PARTIAL), "......."},
 		{"retry to revision 2", &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, "....x.."},
+		{"retry that tells the job", &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}, Request: requested(),
+			Completed: []*OperationCompleted{completed(1, "webp", "w")}}, "xxxxx.."},
+		{"retry that tells the job, of what completed", &OperationRetryRequested{Revision: 2, Operations: []string{"webp"}, Request: requested(),
+			Completed: []*OperationCompleted{completed(1, "webp", "w")}}, "......."},
 		{"retry of what completed", &OperationRetryRequested{Revision: 2, Operations: []string{"webp"}}, "......."},
 		{"retry to a revision too far", &OperationRetryRequested{Revision: 3, Operations: []string{"avif"}}, "......."},
 		{"cancel", &JobCancelRequested{Revision: 1}, ".xx...."},
@@ -108,6 +113,28 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 	}
 	for _, m := range Catalogue() {
 		require.True(t, covered[at(m.ProtoReflect().New().Interface()).Type()], "%T has no row", m)
+	}
+}
+
+// Who has forgotten a job and then takes a late repeat of its beginning for a new one is
+// put right by the next retry, whatever it has made of the job meanwhile.
+func TestRetryTellsTheTruth(t *testing.T) {
+	retry := &OperationRetryRequested{Revision: 3, Operations: []string{"avif"}, Request: requested(), RequestedAt: timestamppb.New(testTime),
+		Completed: []*OperationCompleted{completed(2, "webp", "w")}}
+	end := final(1, Outcome_OUTCOME_FAILED)
+	whole := foldAll(requested(), completed(1, "webp", "w"), failed(1, "avif"), final(1, Outcome_OUTCOME_PARTIAL),
+		&OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, failed(2, "avif"), final(2, Outcome_OUTCOME_PARTIAL), retry)
+	for name, misled := range map[string]*Job{
+		"forgot it":        foldAll(retry),
+		"thinks it open":   foldAll(requested(), retry),
+		"thinks it failed": foldAll(requested(), failed(1, "webp"), failed(1, "avif"), end, retry),
+		"failed, and again": foldAll(requested(), failed(1, "webp"), failed(1, "avif"), end,
+			&OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, failed(2, "avif"), final(2, Outcome_OUTCOME_FAILED), retry),
+	} {
+		for _, s := range []*Job{whole, misled} {
+			s.GetOperations()[0].EndedAt = nil
+		}
+		require.True(t, proto.Equal(whole, misled), "%s:\n%v\n%v", name, whole, misled)
 	}
 }
 

@@ -189,6 +189,8 @@ type Job struct {
 	CancelReason string `protobuf:"bytes,17,opt,name=cancel_reason,json=cancelReason,proto3" json:"cancel_reason,omitempty"`
 	// The request's correlation id.
 	CorrelationId string `protobuf:"bytes,18,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	// When this revision began: the time of its request.
+	OpenedAt      *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=opened_at,json=openedAt,proto3" json:"opened_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -347,6 +349,13 @@ func (x *Job) GetCorrelationId() string {
 		return x.CorrelationId
 	}
 	return ""
+}
+
+func (x *Job) GetOpenedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OpenedAt
+	}
+	return nil
 }
 
 // OperationState is one operation of a job.
@@ -607,7 +616,7 @@ var File_pixtools_state_v1_job_proto protoreflect.FileDescriptor
 
 const file_pixtools_state_v1_job_proto_rawDesc = "" +
 	"\n" +
-	"\x1bpixtools/state/v1/job.proto\x12\x11pixtools.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fpixtools/events/v1/events.proto\"\xec\x06\n" +
+	"\x1bpixtools/state/v1/job.proto\x12\x11pixtools.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fpixtools/events/v1/events.proto\"\xa5\a\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12.\n" +
@@ -631,7 +640,8 @@ const file_pixtools_state_v1_job_proto_rawDesc = "" +
 	"\awebhook\x18\x0f \x01(\v2\x1a.pixtools.state.v1.WebhookR\awebhook\x12%\n" +
 	"\x0esource_expired\x18\x10 \x01(\bR\rsourceExpired\x12#\n" +
 	"\rcancel_reason\x18\x11 \x01(\tR\fcancelReason\x12%\n" +
-	"\x0ecorrelation_id\x18\x12 \x01(\tR\rcorrelationId\"\x88\x05\n" +
+	"\x0ecorrelation_id\x18\x12 \x01(\tR\rcorrelationId\x127\n" +
+	"\topened_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\"\x88\x05\n" +
 	"\x0eOperationState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
 	"\n" +
@@ -714,19 +724,20 @@ var file_pixtools_state_v1_job_proto_depIdxs = []int32{
 	8,  // 8: pixtools.state.v1.Job.finalized_at:type_name -> google.protobuf.Timestamp
 	9,  // 9: pixtools.state.v1.Job.totals:type_name -> pixtools.events.v1.Totals
 	4,  // 10: pixtools.state.v1.Job.webhook:type_name -> pixtools.state.v1.Webhook
-	10, // 11: pixtools.state.v1.OperationState.parameters:type_name -> google.protobuf.Struct
-	1,  // 12: pixtools.state.v1.OperationState.phase:type_name -> pixtools.state.v1.OperationPhase
-	11, // 13: pixtools.state.v1.OperationState.artifact:type_name -> pixtools.events.v1.Artifact
-	12, // 14: pixtools.state.v1.OperationState.failure_kind:type_name -> pixtools.events.v1.FailureKind
-	8,  // 15: pixtools.state.v1.OperationState.started_at:type_name -> google.protobuf.Timestamp
-	8,  // 16: pixtools.state.v1.OperationState.ended_at:type_name -> google.protobuf.Timestamp
-	13, // 17: pixtools.state.v1.OperationState.cpu_time:type_name -> google.protobuf.Duration
-	8,  // 18: pixtools.state.v1.Webhook.due:type_name -> google.protobuf.Timestamp
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	8,  // 11: pixtools.state.v1.Job.opened_at:type_name -> google.protobuf.Timestamp
+	10, // 12: pixtools.state.v1.OperationState.parameters:type_name -> google.protobuf.Struct
+	1,  // 13: pixtools.state.v1.OperationState.phase:type_name -> pixtools.state.v1.OperationPhase
+	11, // 14: pixtools.state.v1.OperationState.artifact:type_name -> pixtools.events.v1.Artifact
+	12, // 15: pixtools.state.v1.OperationState.failure_kind:type_name -> pixtools.events.v1.FailureKind
+	8,  // 16: pixtools.state.v1.OperationState.started_at:type_name -> google.protobuf.Timestamp
+	8,  // 17: pixtools.state.v1.OperationState.ended_at:type_name -> google.protobuf.Timestamp
+	13, // 18: pixtools.state.v1.OperationState.cpu_time:type_name -> google.protobuf.Duration
+	8,  // 19: pixtools.state.v1.Webhook.due:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_pixtools_state_v1_job_proto_init() }

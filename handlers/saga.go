@@ -7,13 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
 )
@@ -35,6 +36,10 @@ type SagaConfig struct {
 	RestoreTimeout time.Duration `env:"SAGA_RESTORE_TIMEOUT" envDefault:"2m"`
 	// RetryAfter is the pause after the saga lost its brokers or its transactional id.
 	RetryAfter time.Duration `env:"SAGA_RETRY_AFTER" envDefault:"500ms"`
+	// JobDeadline bounds a job's revision, from its request to its end: then what has no
+	// outcome has failed. It looks for such jobs every TickInterval.
+	JobDeadline  time.Duration `env:"JOB_DEADLINE" envDefault:"24h"`
+	TickInterval time.Duration `env:"SAGA_TICK_INTERVAL" envDefault:"10s"`
 }
 
 // Validate names every value out of range.
@@ -58,6 +63,12 @@ func (c SagaConfig) Validate() error {
 	if c.RetryAfter < 10*time.Millisecond || c.RetryAfter > time.Minute {
 		faults = append(faults, fmt.Errorf("SAGA_RETRY_AFTER is %s: it must be from 10ms to 1m", c.RetryAfter))
 	}
+	if c.JobDeadline < time.Second || c.JobDeadline > 365*24*time.Hour {
+		faults = append(faults, fmt.Errorf("JOB_DEADLINE is %s: it must be from 1s to 8760h", c.JobDeadline))
+	}
+	if c.TickInterval < 10*time.Millisecond || c.TickInterval > time.Hour {
+		faults = append(faults, fmt.Errorf("SAGA_TICK_INTERVAL is %s: it must be from 10ms to 1h", c.TickInterval))
+	}
 	return errors.Join(faults...)
 }
 
@@ -65,6 +76,10 @@ func (c SagaConfig) Validate() error {
 // JobFinalized events and its state (the changelog, events.SagaTopic) go in one
 // Kafka transaction per batch: a read_committed consumer sees one JobFinalized per
 // revision, whatever was killed, and nothing but Kafka is needed.
+//
+// It is also who ends jobs that nothing else would: those of a record that cannot be
+// read, or that panics, which goes to the dead letter topic in the same transaction,
+// and those that are open for longer than JobDeadline.
 type Saga struct {
 	cfg SagaConfig
 	// opts reach the brokers; id is the transactional id.
@@ -81,6 +96,8 @@ type Saga struct {
 	// which partitions were revoked.
 	mu         sync.Mutex
 	partitions map[int32]*memory
+	// owned are the partitions assigned to us, in memory or not.
+	owned map[int32]bool
 	// losses counts calls of forget: what was read before one may be out of date after it.
 	losses int
 }
@@ -88,8 +105,16 @@ type Saga struct {
 // memory is the state of one partition's jobs.
 type memory struct {
 	jobs map[string]*events.Job
-	// ended lists the ids of ended jobs, the longest ended first.
+	// ended lists the ids of ended jobs, the longest ended first; open are the others'.
 	ended []string
+	open  map[string]struct{}
+	// missed has the revisions of open jobs of which we told already that their deadline is
+	// over. It is not in the changelog: after a restart we tell again, which changes nothing.
+	missed map[string]int32
+}
+
+func newMemory() *memory {
+	return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}, missed: map[string]int32{}}
 }
 
 // NewSaga makes a saga; opts must name the brokers. transactionalID is stable per
@@ -97,7 +122,7 @@ type memory struct {
 // has as many partitions as the log, or fewer.
 func NewSaga(cfg SagaConfig, transactionalID string, logPartitions, changelogPartitions int32, log *slog.Logger, opts ...kgo.Opt) *Saga {
 	return &Saga{cfg: cfg, opts: opts, id: transactionalID, logPartitions: logPartitions, changelogPartitions: changelogPartitions,
-		log: log, partitions: map[int32]*memory{}}
+		log: log, partitions: map[int32]*memory{}, owned: map[int32]bool{}}
 }
 
 // partitioner puts events where every Kafka client puts them, and the changelog's
@@ -140,6 +165,7 @@ func (s *Saga) session(ctx context.Context) error {
 		// Without this, brokers of Kafka 4 were seen to stall a producer for five
 		// seconds now and then just after a transaction's end.
 		kgo.MetadataMinAge(250*time.Millisecond),
+		kgo.OnPartitionsAssigned(s.own),
 		kgo.OnPartitionsRevoked(s.forget),
 		kgo.OnPartitionsLost(s.forget),
 	)...)
@@ -149,8 +175,13 @@ func (s *Saga) session(ctx context.Context) error {
 	defer session.Close()
 	defer s.forget(ctx, nil, nil)
 	p := newPending()
+	nextTick := time.Now().Add(s.cfg.TickInterval)
 	for {
-		fetches := s.poll(ctx, session, p.records > 0)
+		limit := time.Until(nextTick)
+		if p.records > 0 {
+			limit = min(limit, s.cfg.CommitInterval)
+		}
+		fetches := s.poll(ctx, session, limit)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return ctx.Err()
 		}
@@ -161,6 +192,12 @@ func (s *Saga) session(ctx context.Context) error {
 		})
 		if err := s.decide(ctx, fetches, p); err != nil {
 			return err
+		}
+		if now := time.Now(); !now.Before(nextTick) {
+			if err := s.tick(ctx, now, p); err != nil {
+				return err
+			}
+			nextTick = now.Add(s.cfg.TickInterval)
 		}
 		if !p.due(s.cfg, fetches.NumRecords() == 0) {
 			continue
@@ -187,25 +224,30 @@ type pending struct {
 func newPending() *pending { return &pending{changes: map[int32]*changeSet{}} }
 
 func (p *pending) due(cfg SagaConfig, idle bool) bool {
-	if p.records == 0 {
-		return false
-	}
 	for _, c := range p.changes {
-		if len(c.emitted) > 0 {
+		if len(c.emitted)+len(c.letters) > 0 {
 			return true
 		}
+	}
+	if p.records == 0 {
+		return false
 	}
 	return idle || p.records >= cfg.BatchRecords || time.Since(p.since) >= cfg.CommitInterval
 }
 
-// poll waits for records, no longer than CommitInterval if there is something to commit.
-func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, bounded bool) kgo.Fetches {
-	if bounded {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.cfg.CommitInterval)
-		defer cancel()
-	}
+// poll waits for records, no longer than limit.
+func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, limit time.Duration) kgo.Fetches {
+	ctx, cancel := context.WithTimeout(ctx, max(limit, 0))
+	defer cancel()
 	return session.PollRecords(ctx, s.cfg.BatchRecords)
+}
+
+func (s *Saga) own(_ context.Context, _ *kgo.Client, added map[string][]int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range added[events.Topic] {
+		s.owned[p] = true
+	}
 }
 
 // forget drops partitions that another saga may own now; nil means all.
@@ -215,9 +257,11 @@ func (s *Saga) forget(_ context.Context, _ *kgo.Client, lost map[string][]int32)
 	s.losses++
 	if lost == nil {
 		clear(s.partitions)
+		clear(s.owned)
 	}
 	for _, p := range lost[events.Topic] {
 		delete(s.partitions, p)
+		delete(s.owned, p)
 	}
 }
 
@@ -228,15 +272,10 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 		if broken != nil || len(f.Records) == 0 {
 			return
 		}
-		c := p.changes[f.Partition]
-		if c == nil {
-			memory, err := s.memoryOf(ctx, f.Partition)
-			if err != nil {
-				broken = fmt.Errorf("restore the saga's state of partition %d: %w", f.Partition, err)
-				return
-			}
-			c = newChangeSet(memory)
-			p.changes[f.Partition] = c
+		c, err := s.changesOf(ctx, p, f.Partition)
+		if err != nil {
+			broken = err
+			return
 		}
 		for _, r := range f.Records {
 			s.apply(c, r)
@@ -249,32 +288,73 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 	return broken
 }
 
+// changesOf is what is pending of a partition.
+func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*changeSet, error) {
+	if c := p.changes[partition]; c != nil {
+		return c, nil
+	}
+	memory, err := s.memoryOf(ctx, partition)
+	if err != nil {
+		return nil, fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
+	}
+	c := newChangeSet(memory)
+	p.changes[partition] = c
+	return c, nil
+}
+
+// tick ends revisions that are open for longer than JobDeadline. It looks into every
+// partition that is ours: one whose jobs wait for a worker that is not there may get no
+// record that would have its state read.
+func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
+	s.mu.Lock()
+	owned := slices.Sorted(maps.Keys(s.owned))
+	s.mu.Unlock()
+	for _, partition := range owned {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		memory, err := s.memoryOf(ctx, partition)
+		if err != nil {
+			return fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
+		}
+		late := memory.openSince(now.Add(-s.cfg.JobDeadline))
+		if len(late) == 0 {
+			continue
+		}
+		c, err := s.changesOf(ctx, p, partition)
+		if err != nil {
+			return err
+		}
+		for _, id := range late {
+			s.guard(id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
+		}
+	}
+	return nil
+}
+
 // transact writes what was decided, and the offsets of all that was read.
 func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, changes map[int32]*changeSet) error {
 	if err := session.Begin(); err != nil {
 		return fmt.Errorf("begin the saga's transaction: %w", err)
 	}
+	records, err := s.records(changes)
+	if err != nil {
+		return err
+	}
 	refused := make(chan error, 1)
-	for partition, c := range changes {
-		c.expire(s.cfg.Remember)
-		records, err := c.records(partition % s.changelogPartitions)
-		if err != nil {
-			return err
+	for _, r := range records {
+		if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
+			s.produceOutside(ctx, r)
+			continue
 		}
-		for _, r := range records {
-			if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
-				s.produceOutside(ctx, r)
-				continue
-			}
-			session.Produce(ctx, r, func(_ *kgo.Record, err error) {
-				if err != nil {
-					select {
-					case refused <- err:
-					default:
-					}
+		session.Produce(ctx, r, func(_ *kgo.Record, err error) {
+			if err != nil {
+				select {
+				case refused <- err:
+				default:
 				}
-			})
-		}
+			}
+		})
 	}
 	// Before the end, since the end does not ask: it would commit the offsets without
 	// what a broker refused.
@@ -286,53 +366,87 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 		return errors.Join(fmt.Errorf("produce in the saga's transaction: %w", <-refused), err)
 	}
 	committed, err := session.End(ctx, kgo.TryCommit)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("end the saga's transaction: %w", err)
-	case !committed:
+	}
+	s.settle(changes, committed)
+	return nil
+}
+
+// records are all that a transaction writes.
+func (s *Saga) records(changes map[int32]*changeSet) (all []*kgo.Record, err error) {
+	for _, partition := range slices.Sorted(maps.Keys(changes)) {
+		c := changes[partition]
+		c.expire(s.cfg.Remember)
+		records, err := c.records(partition % s.changelogPartitions)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, records...)
+	}
+	return all, nil
+}
+
+// settle brings what a transaction committed into the memory.
+func (s *Saga) settle(changes map[int32]*changeSet, committed bool) {
+	if !committed {
 		// A rebalance came first. The session goes back to the committed offsets;
 		// our memory was not changed yet.
 		s.log.Info("saga transaction aborted by a rebalance; its records will be read again")
-		return nil
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range changes {
 		c.commit()
 	}
-	return nil
 }
 
-// apply folds one record and, if that settles its job, ends the job.
+// apply folds one record and, if that settles its job, ends the job. What cannot be read,
+// or panics, is a dead letter, and its job ends without it.
 func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	e, err := events.Decode(r)
 	if errors.Is(err, events.ErrUnknownType) {
 		return
 	}
 	if err != nil {
-		s.log.Error("saga passes over a record that is no event",
-			"partition", r.Partition, "offset", r.Offset, "error", err)
+		s.log.Error("a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
+		s.guard(string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
 		return
 	}
 	if _, ok := e.Message.(*events.OperationStarted); ok {
 		return // says nothing of a job's end: not worth a state to keep
 	}
-	state := c.fold(e)
-	// The event's own time, not a clock's: another run of the same log decides the same.
-	ends, err := commands.Finalize{Cause: e, At: e.Time}.Decide(state)
-	if err != nil {
-		s.log.Error("saga cannot decide", "job", e.JobID, "error", err)
-		return
+	if fault := s.guard(e.JobID, func() error { return s.told(c.take(e)) }); fault != nil {
+		s.guard(e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}
+}
+
+// told writes ends into the log file.
+func (s *Saga) told(ends []events.Event, err error) error {
 	for _, end := range ends {
-		c.emitted = append(c.emitted, end)
-		if bug.On("saga-emits-twice") {
-			c.emitted = append(c.emitted, end)
-		}
-		c.fold(end)
-		s.log.Info("job ended", "job", e.JobID, "request", e.CorrelationID,
+		s.log.Info("job ended", "job", end.JobID, "request", end.CorrelationID,
 			"outcome", end.Message.(*events.JobFinalized).GetOutcome().String())
 	}
+	return err
+}
+
+// fault is what stopped the work at one record.
+type fault struct{ message, stack string }
+
+// guard keeps one job's trouble from stopping all others.
+func (s *Saga) guard(job string, work func() error) (broken *fault) {
+	defer func() {
+		if p := recover(); p != nil {
+			broken = &fault{fmt.Sprintf("panic: %v", p), string(debug.Stack())}
+			s.log.Error("the saga panicked", "job", job, "error", broken.message, "stack", broken.stack)
+		}
+	}()
+	if err := work(); err != nil {
+		s.log.Error("saga cannot decide", "job", job, "error", err)
+		return &fault{message: err.Error()}
+	}
+	return nil
 }
 
 // memoryOf is the partition's state, read from the changelog the first time. By
@@ -352,7 +466,7 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 		return nil, err
 	}
 	if bug.On("saga-starts-empty") {
-		m = &memory{jobs: map[string]*events.Job{}}
+		m = newMemory()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -388,7 +502,7 @@ func (s *Saga) restore(ctx context.Context, partition int32) (*memory, error) {
 	if err := client.ProduceSync(ctx, fence).FirstErr(); err != nil {
 		return nil, fmt.Errorf("append the fence: %w", err)
 	}
-	m := &memory{jobs: map[string]*events.Job{}}
+	m := newMemory()
 	place := kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic)
 	for next := int64(0); next <= fence.Offset; {
 		fetches := client.PollFetches(ctx)

@@ -2,6 +2,7 @@ package handlers
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -9,7 +10,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/bug"
 )
 
 // put takes in a record of the changelog: a state, or a tombstone.
@@ -28,11 +31,26 @@ func (m *memory) put(r *kgo.Record) error {
 	return nil
 }
 
-// order lists the ended jobs after a restore, by the time of their end.
+// openSince are the jobs whose revision was open at t already, in the order of their ids.
+func (m *memory) openSince(t time.Time) []string {
+	var late []string
+	for id := range m.open {
+		if !m.jobs[id].Opened().After(t) {
+			late = append(late, id)
+		}
+	}
+	slices.Sort(late)
+	return late
+}
+
+// order lists the jobs after a restore, the ended ones by the time of their end.
 func (m *memory) order() {
 	m.ended = m.ended[:0]
+	clear(m.open)
 	for id, job := range m.jobs {
-		if job.GetPhase() != events.Phase_PHASE_OPEN {
+		if job.GetPhase() == events.Phase_PHASE_OPEN {
+			m.open[id] = struct{}{}
+		} else {
 			m.ended = append(m.ended, id)
 		}
 	}
@@ -51,6 +69,9 @@ type changeSet struct {
 	// jobs are the new states; nil is a job to forget.
 	jobs    map[string]*events.Job
 	emitted []events.Event
+	letters []events.LetterEvent
+	// missed is what is new in the memory's.
+	missed map[string]int32
 	// newest is the time of the newest event folded: the clock of expiry.
 	newest time.Time
 	// expired counts the entries of memory.ended that this batch looked at.
@@ -58,7 +79,7 @@ type changeSet struct {
 }
 
 func newChangeSet(m *memory) *changeSet {
-	return &changeSet{memory: m, jobs: map[string]*events.Job{}}
+	return &changeSet{memory: m, jobs: map[string]*events.Job{}, missed: map[string]int32{}}
 }
 
 func (c *changeSet) state(id string) *events.Job {
@@ -66,6 +87,69 @@ func (c *changeSet) state(id string) *events.Job {
 		return job
 	}
 	return c.memory.jobs[id]
+}
+
+// take folds an event and, if that settles its job, ends the job.
+func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
+	state := c.fold(e)
+	// The event's own time, not a clock's: another run of the same log decides the same.
+	ends, err = commands.Finalize{Cause: e, At: e.Time}.Decide(state)
+	for _, end := range ends {
+		c.emit(end)
+		if bug.On("saga-emits-twice") {
+			c.emitted = append(c.emitted, end)
+		}
+	}
+	return ends, err
+}
+
+// refuse makes a dead letter of a record, and fails what its job still waits for.
+func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) error {
+	job := c.state(string(r.Key))
+	letter := &events.DeadLettered{Group: events.SagaGroup, Origin: &events.Origin{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset},
+		Type: events.TypeOf(r), JobId: string(r.Key), Revision: job.GetRevision(), Attempts: 1,
+		Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: code, Message: message, Stack: stack}
+	c.letters = append(c.letters, events.NewDeadLetter(r.Timestamp, source, job.GetCorrelationId(), letter))
+	return c.giveUp(job, commands.GiveUp{Kind: letter.GetKind(), Code: code, Source: source, At: r.Timestamp,
+		Message: "an event of the job could not be handled: " + letter.GetMessage()})
+}
+
+// miss fails what a job still waits for after its deadline.
+func (c *changeSet) miss(id string, now time.Time, deadline time.Duration) error {
+	job := c.state(id)
+	if job.GetPhase() != events.Phase_PHASE_OPEN {
+		return nil // by what came meanwhile
+	}
+	if c.missed[id] == job.GetRevision() || c.memory.missed[id] == job.GetRevision() {
+		return nil // what was told of it has not come round yet
+	}
+	c.missed[id] = job.GetRevision()
+	give := commands.GiveUp{Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: events.CodeDeadline, Source: source, At: now,
+		Message: fmt.Sprintf("no outcome within %s (JOB_DEADLINE)", deadline)}
+	for _, op := range job.GetOperations() {
+		if !op.Ended() {
+			c.letters = append(c.letters, events.NewDeadLetter(now, source, job.GetCorrelationId(), &events.DeadLettered{Group: events.SagaGroup,
+				JobId: id, Operation: op.GetName(), Revision: job.GetRevision(), Attempts: op.GetAttempt(), Kind: give.Kind, Code: give.Code, Message: give.Message}))
+		}
+	}
+	return c.giveUp(job, give)
+}
+
+// giveUp fails operations. It does not fold what it tells: an outcome may have come first
+// into the log that was not read yet. All see it at its place there, we too, and the job
+// ends then.
+func (c *changeSet) giveUp(job *events.Job, give commands.GiveUp) error {
+	failures, err := give.Decide(job)
+	c.emitted = append(c.emitted, failures...)
+	return err
+}
+
+// source names the saga in what it tells.
+const source = "pixtools/saga"
+
+func (c *changeSet) emit(e events.Event) {
+	c.emitted = append(c.emitted, e)
+	c.fold(e)
 }
 
 // fold is the job's state after e.
@@ -106,6 +190,13 @@ func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
 		}
 		records = append(records, r)
 	}
+	for _, letter := range c.letters {
+		r, err := letter.Record()
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, r)
+	}
 	for id, job := range c.jobs {
 		r := &kgo.Record{Topic: events.SagaTopic, Key: []byte(id), Partition: partition}
 		if job != nil {
@@ -123,6 +214,7 @@ func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
 // commit brings the changes into the memory.
 func (c *changeSet) commit() {
 	c.memory.ended = c.memory.ended[c.expired:]
+	maps.Copy(c.memory.missed, c.missed)
 	for id, job := range c.jobs {
 		if job == nil {
 			delete(c.memory.jobs, id)
@@ -130,6 +222,12 @@ func (c *changeSet) commit() {
 		}
 		before := c.memory.jobs[id]
 		c.memory.jobs[id] = job
+		if job.GetPhase() == events.Phase_PHASE_OPEN {
+			c.memory.open[id] = struct{}{}
+		} else {
+			delete(c.memory.open, id)
+			delete(c.memory.missed, id)
+		}
 		if job.GetPhase() != events.Phase_PHASE_OPEN && (before == nil || before.GetPhase() == events.Phase_PHASE_OPEN) {
 			c.memory.ended = append(c.memory.ended, id)
 		}

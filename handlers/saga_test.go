@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/kafka"
@@ -33,8 +34,9 @@ func broker(t *testing.T, partitions, changelogPartitions int32) []kgo.Opt {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	require.NoError(t, kafka.EnsureTopic(ctx, client, events.Topic, partitions, 1, map[string]string{}))
-	require.NoError(t, kafka.EnsureTopic(ctx, client, events.SagaTopic, changelogPartitions, 1, map[string]string{}))
+	require.NoError(t, kafka.EnsureTopic(ctx, client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1}))
+	require.NoError(t, kafka.EnsureTopic(ctx, client, kafka.Topic{Name: events.SagaTopic, Partitions: changelogPartitions, Replication: 1}))
+	require.NoError(t, kafka.EnsureTopic(ctx, client, kafka.Topic{Name: events.DeadLetterTopic, Partitions: 1, Replication: 1}))
 	return opts
 }
 
@@ -62,7 +64,8 @@ func start(t *testing.T, opts []kgo.Opt, cfg handlers.SagaConfig, partitions, ch
 	return stop
 }
 
-var began = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+// began is now, since the saga's deadline is one of the clock.
+var began = time.Now().UTC()
 
 // jobEvents are a job's events up to the end of its operations; every third job's
 // second operation fails.
@@ -111,7 +114,9 @@ func finals(t *testing.T, opts []kgo.Opt, want int) map[string][]*events.JobFina
 		require.NoError(t, ctx.Err(), "%d of %d jobs have ended", len(found), want)
 		fetches.EachRecord(func(r *kgo.Record) {
 			e, err := events.Decode(r)
-			require.NoError(t, err)
+			if err != nil {
+				return // one that is meant to be no event
+			}
 			if m, ok := e.Message.(*events.JobFinalized); ok {
 				found[e.JobID] = append(found[e.JobID], m)
 			}
@@ -197,4 +202,127 @@ func TestRemembersEndedJobsForItsTime(t *testing.T) {
 	produce(t, opts, old...)
 	produce(t, opts, later(7, time.Hour+time.Second)...)
 	require.Len(t, finals(t, opts, 5)[events.JobID("test", "1")], 2)
+}
+
+// letters reads the dead letters as a read_committed consumer does, until there are want.
+func letters(t *testing.T, opts []kgo.Opt, want int) (all []*events.DeadLetter) {
+	client, err := kgo.NewClient(append(opts[:len(opts):len(opts)], kgo.ConsumeTopics(events.DeadLetterTopic),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
+	require.NoError(t, err)
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for len(all) < want {
+		fetches := client.PollFetches(ctx)
+		require.NoError(t, ctx.Err(), "%d of %d dead letters", len(all), want)
+		fetches.EachRecord(func(r *kgo.Record) {
+			e, err := events.DecodeLetter(r)
+			require.NoError(t, err)
+			all = append(all, events.FoldLetter(nil, e))
+		})
+	}
+	return all
+}
+
+// A record that is no event is a dead letter, once, whatever becomes of the saga; its job
+// fails, and the others end as they would.
+func TestUnreadableRecords(t *testing.T) {
+	const partitions, changelog = 1, 1
+	opts := broker(t, partitions, changelog)
+	cfg := config(t)
+	stop := start(t, opts, cfg, partitions, changelog)
+	produce(t, opts, jobEvents(1)[:2]...)
+	client, err := kgo.NewClient(opts...)
+	require.NoError(t, err)
+	defer client.Close()
+	poison := events.JobID("test", "1")
+	for range 2 {
+		require.NoError(t, client.ProduceSync(t.Context(), &kgo.Record{Topic: events.Topic, Key: []byte(poison), Value: []byte("?")}).FirstErr())
+	}
+	produce(t, opts, jobEvents(2)...)
+	found := finals(t, opts, 2)
+	require.Equal(t, events.Outcome_OUTCOME_FAILED, found[poison][0].GetOutcome())
+	require.EqualValues(t, 2, found[poison][0].GetTotals().GetFailed())
+	require.Equal(t, events.Outcome_OUTCOME_SUCCEEDED, found[events.JobID("test", "2")][0].GetOutcome())
+	stop()
+	start(t, opts, cfg, partitions, changelog)
+	produce(t, opts, jobEvents(4)...)
+	require.Len(t, finals(t, opts, 3)[poison], 1)
+	all := letters(t, opts, 2)
+	require.Len(t, all, 2)
+	require.Equal(t, all[0].GetOrigin().GetOffset()+1, all[1].GetOrigin().GetOffset())
+	require.NotEqual(t, all[0].ID, all[1].ID)
+	for _, l := range all {
+		require.Equal(t, events.CodeUndecodable, l.GetCode())
+		require.Equal(t, poison, l.GetJobId())
+	}
+}
+
+// What has no outcome at its deadline fails, also where nothing is read any more that
+// would bring the job to the saga's mind.
+func TestDeadline(t *testing.T) {
+	const partitions, changelog = 2, 1
+	opts := broker(t, partitions, changelog)
+	cfg := config(t)
+	cfg.TickInterval = 100 * time.Millisecond
+	stop := start(t, opts, cfg, partitions, changelog)
+	early := jobEvents(1)
+	for i := range early {
+		early[i].Time = began.Add(-time.Hour)
+	}
+	produce(t, opts, early[:3]...) // webp has completed, avif has begun
+	produce(t, opts, jobEvents(2)[:3]...)
+	for i := 4; i < 24; i++ {
+		produce(t, opts, jobEvents(i)...) // on both partitions
+	}
+	finals(t, opts, 20)
+	stop()
+	cfg.JobDeadline = 30 * time.Minute
+	start(t, opts, cfg, partitions, changelog)
+	found := finals(t, opts, 21)
+	late := found[events.JobID("test", "1")]
+	require.Len(t, late, 1)
+	require.Equal(t, events.Outcome_OUTCOME_PARTIAL, late[0].GetOutcome())
+	require.Empty(t, found[events.JobID("test", "2")], "it has time left")
+	all := letters(t, opts, 1)
+	require.Equal(t, "avif", all[0].GetOperation())
+	require.Equal(t, events.CodeDeadline, all[0].GetCode())
+	require.Nil(t, all[0].GetOrigin())
+}
+
+// A job that the saga has forgotten is retried as if it had not: the retry tells it.
+func TestRetryOfAForgottenJob(t *testing.T) {
+	const partitions, changelog = 1, 1
+	opts := broker(t, partitions, changelog)
+	cfg := config(t)
+	cfg.Remember = time.Minute
+	start(t, opts, cfg, partitions, changelog)
+	old := jobEvents(3) // avif fails
+	produce(t, opts, old...)
+	finals(t, opts, 1)
+	later := jobEvents(4)
+	for i := range later {
+		later[i].Time = began.Add(time.Hour)
+	}
+	produce(t, opts, later...) // now job 3 is forgotten
+	finals(t, opts, 2)
+
+	var state *events.Job
+	for _, e := range old {
+		state = events.Fold(state, e)
+	}
+	end, err := commands.Finalize{Cause: old[len(old)-1], At: began}.Decide(state)
+	require.NoError(t, err)
+	state = events.Fold(state, end[0])
+	retry, err := commands.Retry{MaxRevisions: 2, At: began.Add(time.Hour)}.Decide(state)
+	require.NoError(t, err)
+	id := events.JobID("test", "3")
+	produce(t, opts, retry[0], events.New(id, began.Add(time.Hour), "test", "req",
+		&events.OperationCompleted{Revision: 2, Operation: "avif", Attempt: 1, Artifact: &events.Artifact{Bytes: 10}}))
+	produce(t, opts, jobEvents(5)...)
+	both := finals(t, opts, 3)[id]
+	require.Len(t, both, 2)
+	require.Equal(t, int32(2), both[1].GetRevision())
+	require.Equal(t, events.Outcome_OUTCOME_SUCCEEDED, both[1].GetOutcome())
+	require.EqualValues(t, 13, both[1].GetTotals().GetArtifactBytes(), "with what completed before")
 }

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -128,7 +130,16 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 // Notice sees every record of the log in order, before those that the worker is to
 // handle are delivered, and says whether this is one of them. So a worker knows of
 // an outcome or a cancellation as soon as it is read, however long its queue is.
-func (w *Worker) Notice(r *kgo.Record) bool {
+//
+// It runs where a panic would take everybody's work along. A record that makes it panic
+// is the saga's to tell of, which folds the same; it is not handled here.
+func (w *Worker) Notice(r *kgo.Record) (wanted bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.log.Error("passing over a record that panics", "partition", r.Partition, "offset", r.Offset, "error", p, "stack", string(debug.Stack()))
+			wanted = false
+		}
+	}()
 	e, err := events.Decode(r)
 	if err != nil {
 		if !errors.Is(err, events.ErrUnknownType) {
@@ -156,15 +167,13 @@ func (w *Worker) CatchUp(_ context.Context, _ string, _ int32, records iter.Seq2
 	return nil
 }
 
+// wanted says whether an event asks for our operation.
 func (w *Worker) wanted(e events.Event) bool {
-	request, ok := e.Message.(*events.JobRequested)
-	if !ok {
-		return false
-	}
-	for _, op := range request.GetOperations() {
-		if op.GetName() == w.operation.Name {
-			return true
-		}
+	switch m := e.Message.(type) {
+	case *events.JobRequested:
+		return slices.ContainsFunc(m.GetOperations(), func(op *events.Operation) bool { return op.GetName() == w.operation.Name })
+	case *events.OperationRetryRequested:
+		return slices.Contains(m.GetOperations(), w.operation.Name)
 	}
 	return false
 }
@@ -214,7 +223,7 @@ func (w *Worker) work(ctx context.Context, jobID string) (context.Context, func(
 
 // Handle works on one request. An error makes the subscriber deliver it again
 // after a pause, with other jobs going on.
-func (w *Worker) Handle(msg *message.Message) error {
+func (w *Worker) Handle(msg *message.Message) (err error) {
 	ctx := msg.Context()
 	r, ok := kafka.RecordFrom(ctx)
 	if !ok {
@@ -224,16 +233,34 @@ func (w *Worker) Handle(msg *message.Message) error {
 	if err != nil {
 		return err
 	}
-	state := w.fold(request)
+	defer func() {
+		if p := recover(); p != nil {
+			err = w.panicked(ctx, task{request, r}, p, string(debug.Stack()))
+		}
+	}()
+	return w.handle(ctx, task{request, r})
+}
+
+// task is an event that asks for our operation, and its record.
+type task struct {
+	events.Event
+	record *kgo.Record
+}
+
+// run names a job's revision in this process's memory.
+func run(state *events.Job) string { return fmt.Sprintf("%s/%d", state.GetId(), state.GetRevision()) }
+
+func (w *Worker) handle(ctx context.Context, request task) error {
+	state := w.fold(request.Event)
 	if !waits(state, w.operation.Name) {
 		return nil // done, or cancelled, as the log already tells
 	}
 	source, err := w.fetch(ctx, state)
 	if err != nil {
-		return w.withoutSource(ctx, request, err)
+		return w.withoutSource(ctx, request, state, err)
 	}
 	defer os.Remove(source)
-	w.away.Remove(request.JobID)
+	w.away.Remove(run(state))
 	working, done := w.work(ctx, request.JobID)
 	defer done()
 	err = w.attempt(working, request, state, source)
@@ -248,6 +275,7 @@ var errNoAttempt = errors.New("no attempt is to be made")
 
 // begun is an attempt whose OperationStarted is on its way into the log.
 type begun struct {
+	request task
 	started events.Event
 	// state is the job's, with the attempt in it.
 	state *events.Job
@@ -263,7 +291,7 @@ type begun struct {
 // what was queued. OperationStarted is appended then and its acknowledgement awaited
 // beside the work, before the outcome is told. Should the process die in between, at
 // worst one attempt is not counted.
-func (w *Worker) attempt(ctx context.Context, request events.Event, state *events.Job, source string) error {
+func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, source string) error {
 	var a *begun
 	target := source + ".out"
 	defer os.Remove(target)
@@ -292,7 +320,7 @@ func (w *Worker) attempt(ctx context.Context, request events.Event, state *event
 		}
 		log.Warn("attempt ended without a result", "error", err)
 		if ctx.Err() == nil {
-			w.countFailure(request.JobID)
+			w.countFailure(state)
 		}
 		return err
 	}
@@ -315,13 +343,13 @@ func (w *Worker) attempt(ctx context.Context, request events.Event, state *event
 
 // begin puts an attempt into the log. It is errNoAttempt where none is to be made, as
 // the log tells by now, or where they are used up, which it then puts into the log.
-func (w *Worker) begin(ctx context.Context, request events.Event) (*begun, error) {
-	state := w.fold(request) // with what was noticed since
+func (w *Worker) begin(ctx context.Context, request task) (*begun, error) {
+	state := w.fold(request.Event) // with what was noticed since
 	limit := w.cfg.MaxStarts
-	if failures, _ := w.failed.Get(request.JobID); failures >= w.cfg.MaxAttempts {
+	if failures, _ := w.failed.Get(run(state)); failures >= w.cfg.MaxAttempts {
 		limit = 0 // no more
 	}
-	decided, err := commands.Start{Cause: request, Operation: w.operation.Name, MaxAttempts: limit,
+	decided, err := commands.Start{Cause: request.Event, Operation: w.operation.Name, MaxAttempts: limit,
 		Worker: w.name, At: time.Now()}.Decide(state)
 	if err != nil {
 		return nil, err
@@ -331,7 +359,7 @@ func (w *Worker) begin(ctx context.Context, request events.Event) (*begun, error
 	}
 	started, ok := decided[0].Message.(*events.OperationStarted)
 	if !ok {
-		if err := w.emit(ctx, decided); err != nil {
+		if err := w.giveUp(ctx, request, decided[0], ""); err != nil {
 			return nil, err
 		}
 		return nil, errNoAttempt
@@ -340,7 +368,7 @@ func (w *Worker) begin(ctx context.Context, request events.Event) (*begun, error
 	if err != nil {
 		return nil, err
 	}
-	a := &begun{started: decided[0], state: events.Fold(state, decided[0]), acknowledged: w.publisher.Begin(ctx, record),
+	a := &begun{request: request, started: decided[0], state: events.Fold(state, decided[0]), acknowledged: w.publisher.Begin(ctx, record),
 		report: func(int, int) {}}
 	w.fold(a.started)
 	if w.report != nil {
@@ -350,9 +378,54 @@ func (w *Worker) begin(ctx context.Context, request events.Event) (*begun, error
 }
 
 // countFailure is called by the job's one handler.
-func (w *Worker) countFailure(jobID string) {
-	failures, _ := w.failed.Get(jobID)
-	w.failed.Add(jobID, failures+1)
+func (w *Worker) countFailure(state *events.Job) int32 {
+	failures, _ := w.failed.Get(run(state))
+	w.failed.Add(run(state), failures+1)
+	return failures + 1
+}
+
+// panicked answers a handler that did. It is tried again, since what it met may have
+// passed, as often as an attempt that failed.
+func (w *Worker) panicked(ctx context.Context, request task, value any, stack string) error {
+	w.log.Error("the handler panicked", "job", request.JobID, "request", request.CorrelationID, "error", value, "stack", stack)
+	w.mu.Lock()
+	state, _ := w.jobs.Get(request.JobID)
+	w.mu.Unlock()
+	if state == nil {
+		return nil // it cannot even be folded: the saga, which cannot either, ends it
+	}
+	failures := w.countFailure(state)
+	if failures < w.cfg.MaxAttempts {
+		return fmt.Errorf("panic: %v", value)
+	}
+	decided, err := commands.GiveUp{Cause: request.Event, Operation: w.operation.Name, Kind: events.FailureKind_FAILURE_KIND_INTERNAL,
+		Code: events.CodePanic, Message: fmt.Sprintf("given up after %d attempts at which the program failed", failures),
+		Source: "pixtools/" + w.operation.Name, At: time.Now()}.Decide(state)
+	if err != nil || len(decided) == 0 {
+		return err
+	}
+	return w.giveUp(ctx, request, decided[0], fmt.Sprintf("panic: %v\n\n%s", value, stack))
+}
+
+// giveUp puts an OperationFailed into the log, and before it, unless the picture is to
+// blame, a dead letter. A process that dies between the two tells the letter again.
+func (w *Worker) giveUp(ctx context.Context, request task, decided events.Event, stack string) error {
+	failed := decided.Message.(*events.OperationFailed)
+	if failed.GetKind() != events.FailureKind_FAILURE_KIND_INPUT {
+		letter, err := events.NewDeadLetter(decided.Time, decided.Source, decided.CorrelationID, &events.DeadLettered{
+			Group:  events.OperationGroup + w.operation.Name,
+			Origin: &events.Origin{Topic: request.record.Topic, Partition: request.record.Partition, Offset: request.record.Offset},
+			Type:   request.Type(), JobId: request.JobID, Operation: failed.GetOperation(), Revision: failed.GetRevision(),
+			Attempts: failed.GetAttempt(), Kind: failed.GetKind(), Code: failed.GetCode(), Message: failed.GetMessage(), Stack: stack,
+		}).Record()
+		if err != nil {
+			return err
+		}
+		if err := w.publisher.Append(ctx, letter); err != nil {
+			return fmt.Errorf("append the dead letter of job %s: %w", request.JobID, err)
+		}
+	}
+	return w.emit(ctx, []events.Event{decided})
 }
 
 // latest is the job's state as far as it is known, of which the attempt is a part: the
@@ -368,16 +441,16 @@ func (w *Worker) latest(a *begun) *events.Job {
 
 func (w *Worker) fail(ctx context.Context, a *begun, kind events.FailureKind, code, text string) error {
 	decided, err := commands.Fail{Started: a.started, Kind: kind, Code: code, Message: text, At: time.Now()}.Decide(w.latest(a))
-	if err != nil {
+	if err != nil || len(decided) == 0 {
 		return err
 	}
-	return w.emit(ctx, decided)
+	return w.giveUp(ctx, a.request, decided[0], "")
 }
 
 // withoutSource waits for storage that is away, up to a limit, and fails where the
 // source is gone or damaged. Waiting uses up no attempts.
-func (w *Worker) withoutSource(ctx context.Context, request events.Event, cause error) error {
-	since, known, _ := w.away.PeekOrAdd(request.JobID, time.Now())
+func (w *Worker) withoutSource(ctx context.Context, request task, state *events.Job, cause error) error {
+	since, known, _ := w.away.PeekOrAdd(run(state), time.Now())
 	code, text := "source_unavailable", "the stored source could not be read in time"
 	switch {
 	case errors.Is(cause, blob.ErrNotFound):

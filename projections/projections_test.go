@@ -41,6 +41,7 @@ type world struct {
 	reader   *projections.Reader
 	// folded is what a fold of the log gives, kept up as events are produced.
 	folded map[string]*events.Job
+	places map[string][]int64
 	last   map[int32]int64
 }
 
@@ -51,13 +52,13 @@ func newWorld(t *testing.T) *world {
 	postgres, err := testenv.StartPostgres()
 	require.NoError(t, err)
 	t.Cleanup(postgres.Stop)
-	w := &world{t: t, postgres: postgres, folded: map[string]*events.Job{}, last: map[int32]int64{},
+	w := &world{t: t, postgres: postgres, folded: map[string]*events.Job{}, places: map[string][]int64{}, last: map[int32]int64{},
 		opts: []kgo.Opt{kgo.SeedBrokers(cluster.Brokers()...), kgo.SessionTimeout(6 * time.Second), kgo.HeartbeatInterval(500 * time.Millisecond)}}
 	w.client, err = kgo.NewClient(w.opts...)
 	require.NoError(t, err)
 	t.Cleanup(w.client.Close)
 	ctx := w.ctx()
-	require.NoError(t, kafka.EnsureTopic(ctx, w.client, events.Topic, partitions, 1, map[string]string{}))
+	require.NoError(t, kafka.EnsureTopic(ctx, w.client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1}))
 	w.logID, err = kafka.TopicID(ctx, w.client, events.Topic)
 	require.NoError(t, err)
 	require.NoError(t, env.ParseWithOptions(&w.cfg, env.Options{Environment: map[string]string{"DATABASE_URL": postgres.URL}}))
@@ -102,6 +103,7 @@ func (w *world) produce(e events.Event) {
 	require.NoError(w.t, err)
 	require.NoError(w.t, w.client.ProduceSync(w.ctx(), r).FirstErr())
 	w.folded[e.JobID] = events.Fold(w.folded[e.JobID], e)
+	w.places[e.JobID] = append(w.places[e.JobID], r.Offset)
 	w.last[r.Partition] = r.Offset
 }
 
@@ -136,6 +138,9 @@ func (w *world) caughtUp() {
 		have, err := w.reader.Job(w.ctx(), "test", id)
 		require.NoError(w.t, err)
 		require.True(w.t, proto.Equal(want, have), "job %s:\nlog  %v\nread %v", id, want, have)
+		history, err := w.reader.History(w.ctx(), "test", id)
+		require.NoError(w.t, err)
+		require.Equal(w.t, w.places[id], history)
 	}
 	var rows int
 	require.NoError(w.t, w.pool.QueryRow(w.ctx(), "SELECT count(*) FROM jobs").Scan(&rows))

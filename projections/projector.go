@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -57,13 +58,13 @@ type session struct {
 	*Projector
 	// next is the offset that the database holds, by partition that we own.
 	next map[int32]int64
-	// jobs holds the state of jobs of partitions that we own. It is right as long
+	// jobs holds the rows of jobs of partitions that we own. It is right as long
 	// as next is: nobody else wrote a job of a partition without moving its offset.
-	jobs *lru.Cache[string, *events.Job]
+	jobs *lru.Cache[string, row]
 }
 
 func (p *Projector) session(ctx context.Context) error {
-	jobs, err := lru.New[string, *events.Job](p.cfg.CachedJobs)
+	jobs, err := lru.New[string, row](p.cfg.CachedJobs)
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ var errMoved = errors.New("another projector has moved on in a partition of ours
 // apply is one transaction: the rows, the offsets, and word to those who wait.
 func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 	moved := map[int32]int64{}
-	var batch []events.Event
+	var batch []located
 	fetches.EachRecord(func(r *kgo.Record) {
 		if r.Offset < s.next[r.Partition] {
 			return
@@ -154,7 +155,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		case err != nil:
 			s.log.Error("projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		default:
-			batch = append(batch, e)
+			batch = append(batch, located{e, r.Offset})
 		}
 	})
 	if len(moved) == 0 {
@@ -167,7 +168,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 			return err
 		}
 	}
-	var changed map[string]*events.Job
+	var changed map[string]row
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
 		if err := s.advance(ctx, tx, moved); err != nil {
 			return err
@@ -214,10 +215,10 @@ func (s *session) advance(ctx context.Context, tx pgx.Tx, moved map[int32]int64)
 }
 
 // tell says, at commit and to every process that answers queries, what has come.
-func tell(ctx context.Context, tx pgx.Tx, moved map[int32]int64, changed map[string]*events.Job) error {
+func tell(ctx context.Context, tx pgx.Tx, moved map[int32]int64, changed map[string]row) error {
 	n := news{moves: moved}
-	for id, job := range changed {
-		if job.GetPhase() != events.Phase_PHASE_OPEN {
+	for id, r := range changed {
+		if r.job.GetPhase() != events.Phase_PHASE_OPEN {
 			n.ended = append(n.ended, id)
 		}
 	}
@@ -229,59 +230,75 @@ func tell(ctx context.Context, tx pgx.Tx, moved map[int32]int64, changed map[str
 	return nil
 }
 
-// fold gives the new states of the jobs that the batch changes.
-func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []events.Event) (map[string]*events.Job, error) {
-	states, err := s.load(ctx, tx, batch)
+// fold gives the new rows of the jobs that the batch tells of.
+func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located) (map[string]row, error) {
+	rows, err := s.load(ctx, tx, batch)
 	if err != nil {
 		return nil, err
 	}
-	changed := map[string]*events.Job{}
+	changed := map[string]row{}
 	for _, e := range batch {
-		before := states[e.JobID]
-		if after := events.Fold(before, e); after != before {
-			states[e.JobID], changed[e.JobID] = after, after
+		before := rows[e.JobID]
+		after := row{s.foldOne(before.job, e.Event), before.history.add(e.offset)}
+		if after.job == nil {
+			continue // of a job that nobody requested
 		}
+		rows[e.JobID], changed[e.JobID] = after, after
 	}
 	return changed, nil
 }
 
-// load finds the states of a batch's jobs, in memory or in the table.
-func (s *session) load(ctx context.Context, tx pgx.Tx, batch []events.Event) (map[string]*events.Job, error) {
-	states := map[string]*events.Job{}
+// foldOne passes over an event that makes Fold panic: the saga, which folds the same, tells
+// of it, and all other jobs go on.
+func (s *session) foldOne(before *events.Job, e events.Event) (after *events.Job) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("projector passes over an event that panics", "job", e.JobID, "event", e.ID, "error", p, "stack", string(debug.Stack()))
+			after = before
+		}
+	}()
+	return events.Fold(before, e)
+}
+
+// load finds the rows of a batch's jobs, in memory or in the table.
+func (s *session) load(ctx context.Context, tx pgx.Tx, batch []located) (map[string]row, error) {
+	rows := map[string]row{}
 	var missing []string
 	for _, e := range batch {
-		if _, ok := states[e.JobID]; ok {
+		if _, ok := rows[e.JobID]; ok {
 			continue
 		}
-		job, ok := s.jobs.Get(e.JobID)
+		known, ok := s.jobs.Get(e.JobID)
 		if !ok {
 			missing = append(missing, e.JobID)
 		}
-		states[e.JobID] = job
+		rows[e.JobID] = known
 	}
 	if len(missing) == 0 {
-		return states, nil
+		return rows, nil
 	}
-	rows, err := tx.Query(ctx, "SELECT state FROM jobs WHERE job_id = ANY($1::uuid[])", missing)
+	found, err := tx.Query(ctx, "SELECT state, events FROM jobs WHERE job_id = ANY($1::uuid[])", missing)
 	if err != nil {
 		return nil, fmt.Errorf("read the states of %d jobs: %w", len(missing), err)
 	}
-	raws, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
-	if err != nil {
-		return nil, fmt.Errorf("read the states of %d jobs: %w", len(missing), err)
-	}
-	for _, raw := range raws {
+	var state, places []byte
+	_, err = pgx.ForEachRow(found, []any{&state, &places}, func() error {
 		job := &events.Job{}
-		if err := proto.Unmarshal(raw, job); err != nil {
-			return nil, fmt.Errorf("a stored state cannot be decoded; rebuild the read model: %w", err)
+		if err := proto.Unmarshal(state, job); err != nil {
+			return fmt.Errorf("a stored state cannot be decoded; rebuild the read model: %w", err)
 		}
-		states[job.GetId()] = job
+		history, err := loadHistory(slices.Clone(places))
+		rows[job.GetId()] = row{job, history}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the states of %d jobs: %w", len(missing), err)
 	}
-	return states, nil
+	return rows, nil
 }
 
 // write stores the last state of each changed job, all in one statement.
-func write(ctx context.Context, tx pgx.Tx, changed map[string]*events.Job) error {
+func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 	if len(changed) == 0 {
 		return nil
 	}
@@ -289,8 +306,9 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]*events.Job) error
 	var phases, outcomes []int16
 	var revisions []int32
 	var created, updated []time.Time
-	var states [][]byte
-	for id, job := range changed {
+	var states, histories [][]byte
+	for id, r := range changed {
+		job := r.job
 		raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(job)
 		if err != nil {
 			return fmt.Errorf("encode the state of job %s: %w", id, err)
@@ -299,13 +317,13 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]*events.Job) error
 		phases, outcomes = append(phases, int16(job.GetPhase())), append(outcomes, int16(job.GetOutcome()))
 		revisions = append(revisions, job.GetRevision())
 		created, updated = append(created, job.GetRequestedAt().AsTime()), append(updated, job.GetUpdatedAt().AsTime())
-		states = append(states, raw)
+		states, histories = append(states, raw), append(histories, r.history.raw)
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state)
-		SELECT * FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[])
+	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events)
+		SELECT * FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[])
 		ON CONFLICT (job_id) DO UPDATE SET phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
-			updated_at = excluded.updated_at, state = excluded.state`,
-		ids, tenants, phases, outcomes, revisions, created, updated, states)
+			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states, histories)
 	if err != nil {
 		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
 	}

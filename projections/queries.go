@@ -48,18 +48,52 @@ func NewReader(cfg Config, pool *pgxpool.Pool, logID [16]byte, log *slog.Logger)
 		watched: map[string]map[chan struct{}]struct{}{}}
 }
 
-// Job is a job of a tenant as the read model has it.
-func (r *Reader) Job(ctx context.Context, tenant, id string) (*events.Job, error) {
+// History says at which offsets of its partition a job's events lie, in their order.
+func (r *Reader) History(ctx context.Context, tenant, id string) ([]int64, error) {
+	var places []byte
+	if err := r.row(ctx, "SELECT events FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &places); err != nil {
+		return nil, err
+	}
+	return readHistory(places)
+}
+
+func (r *Reader) row(ctx context.Context, query, tenant, id string, into ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
-	var raw []byte
-	err := r.pool.QueryRow(ctx, "SELECT state FROM jobs WHERE job_id = $1 AND tenant = $2", id, tenant).Scan(&raw)
+	err := r.pool.QueryRow(ctx, query, id, tenant).Scan(into...)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return nil, ErrNotFound
+		return ErrNotFound
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	return nil
+}
+
+// Job is a job of a tenant as the read model has it.
+func (r *Reader) Job(ctx context.Context, tenant, id string) (*events.Job, error) {
+	var raw []byte
+	if err := r.row(ctx, "SELECT state FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &raw); err != nil {
+		return nil, err
+	}
+	return decode(id, raw)
+}
+
+// JobAndPlace is a job, and the offset of the last event in it.
+func (r *Reader) JobAndPlace(ctx context.Context, tenant, id string) (*events.Job, int64, error) {
+	var raw, places []byte
+	if err := r.row(ctx, "SELECT state, events FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &raw, &places); err != nil {
+		return nil, 0, err
+	}
+	h, err := loadHistory(places)
+	if err != nil {
+		return nil, 0, err
+	}
+	job, err := decode(id, raw)
+	return job, h.last, err
+}
+
+func decode(id string, raw []byte) (*events.Job, error) {
 	job := &events.Job{}
 	if err := proto.Unmarshal(raw, job); err != nil {
 		return nil, fmt.Errorf("the stored state of job %s cannot be decoded; rebuild the read model: %w", id, err)

@@ -34,7 +34,7 @@ type Config struct {
 	MaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16"`
 	// ConnectTimeout bounds opening one connection, QueryTimeout one query.
 	ConnectTimeout time.Duration `env:"DATABASE_CONNECT_TIMEOUT" envDefault:"1s"`
-	QueryTimeout   time.Duration `env:"DATABASE_QUERY_TIMEOUT" envDefault:"2s"`
+	QueryTimeout   time.Duration `env:"DATABASE_QUERY_TIMEOUT" envDefault:"1500ms"`
 	// ApplyTimeout bounds the projector's transaction.
 	ApplyTimeout time.Duration `env:"PROJECTOR_APPLY_TIMEOUT" envDefault:"30s"`
 	// BatchRecords is how many records at most one transaction applies.

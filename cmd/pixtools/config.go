@@ -50,16 +50,17 @@ type config struct {
 	LogLevel  string `env:"LOG_LEVEL" envDefault:"warn"`
 	level     slog.Level
 
-	API       api.Config
-	Blob      blob.Config
-	Embedded  embedded.Config
-	Engine    engine.Config
-	Denoise   denoiser.Config
-	Kafka     kafka.Config
-	Read      projections.Config
-	Saga      handlers.SagaConfig
-	Processor processors.WorkerConfig
-	Consumer  kafka.SubscriberConfig
+	API         api.Config
+	Blob        blob.Config
+	Embedded    embedded.Config
+	Engine      engine.Config
+	Denoise     denoiser.Config
+	Kafka       kafka.Config
+	Read        projections.Config
+	DeadLetters projections.DeadLetterConfig
+	Saga        handlers.SagaConfig
+	Processor   processors.WorkerConfig
+	Consumer    kafka.SubscriberConfig
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -126,7 +127,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

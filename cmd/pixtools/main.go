@@ -35,7 +35,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), openapiCommand())
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

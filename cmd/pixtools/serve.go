@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -13,12 +14,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
@@ -92,6 +96,10 @@ type services struct {
 	redis     *redis.Client
 	// embedded says which parts are.
 	embedded embedded.Needs
+	// submissions is the API's producer: who waits for an answer waits less long than a
+	// processor, and records of one client fail together with the oldest.
+	submissions *kgo.Client
+	waiting     waitedFor
 }
 
 // serve runs until ctx is done, then stops: first the services, then what they
@@ -130,7 +138,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		}
 	}()
 	cfg.use(parts)
-	s, err := connect(ctx, cfg, needs, roles, log)
+	s, err := connect(ctx, cfg, needs, log)
 	if err != nil {
 		return err
 	}
@@ -148,16 +156,36 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return fmt.Errorf("an embedded part ended: %w; start pixtools again", err)
 		}
 	})
-	for role, start := range map[string]func(context.Context, *errgroup.Group) error{
-		"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector,
-		"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener) },
-	} {
-		if slices.Contains(roles, role) {
-			if err := start(ctx, group); err != nil {
-				return fmt.Errorf("role %s: %w", role, err)
+	waits := s.neededBy(roles)
+	s.waiting.expect(slices.Sorted(maps.Keys(waits))...)
+	var entrance *door
+	if listener != nil {
+		entrance = s.open(ctx, group, listener)
+	}
+	group.Go(func() error {
+		coming, waiting := errgroup.WithContext(ctx)
+		for name, prepare := range waits {
+			coming.Go(func() error {
+				err := persist(waiting, log, name, prepare)
+				s.waiting.came(name)
+				return err
+			})
+		}
+		if err := coming.Wait(); err != nil {
+			return err
+		}
+		for role, start := range map[string]func(context.Context, *errgroup.Group) error{
+			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector,
+			"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener, entrance) },
+		} {
+			if slices.Contains(roles, role) {
+				if err := start(ctx, group); err != nil {
+					return fmt.Errorf("role %s: %w", role, err)
+				}
 			}
 		}
-	}
+		return nil
+	})
 	return group.Wait()
 }
 
@@ -201,11 +229,14 @@ func listen(cfg config) (net.Listener, error) {
 	return listener, nil
 }
 
-// connect reaches the parts, and waits for those that the roles need.
-func connect(ctx context.Context, cfg config, needs embedded.Needs, roles []string, log *slog.Logger) (*services, error) {
+// connect makes the clients of all parts, and reaches none of them yet.
+func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Logger) (*services, error) {
 	s := &services{cfg: cfg, log: log, embedded: needs}
 	var err error
 	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
+		return nil, err
+	}
+	if s.submissions, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
 		return nil, err
 	}
 	s.publisher = kafka.NewPublisher(s.kafka, cfg.Kafka.DeliveryTimeout)
@@ -220,30 +251,57 @@ func connect(ctx context.Context, cfg config, needs embedded.Needs, roles []stri
 		return nil, fmt.Errorf("REDIS_URL: %w", err)
 	}
 	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = cfg.RedisTimeout, cfg.RedisTimeout, cfg.RedisTimeout
-	options.PoolTimeout, options.MaxRetries, options.ContextTimeoutEnabled = cfg.RedisTimeout, -1, true
+	options.PoolTimeout, options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = cfg.RedisTimeout, -1, 1, true
 	s.redis = redis.NewClient(options)
-	for name, prepare := range map[string]func(context.Context) error{"kafka": s.prepareLog, "database": s.prepareDatabase, "s3": s.prepareStore} {
-		if !slices.ContainsFunc(roles, func(role string) bool { return slices.Contains(needed[role], name) }) {
-			continue
-		}
-		if err := persist(ctx, log, name, prepare); err != nil {
-			s.close()
-			return nil, err
-		}
-	}
 	return s, nil
 }
 
-// persist tries until it succeeds or ctx is done, and says what it waits for.
+// neededBy are the parts that roles need, each with what makes it ready.
+func (s *services) neededBy(roles []string) map[string]func(context.Context) error {
+	all := map[string]func(context.Context) error{"kafka": s.prepareLog, "database": s.prepareDatabase, "s3": s.prepareStore}
+	maps.DeleteFunc(all, func(name string, _ func(context.Context) error) bool {
+		return !slices.ContainsFunc(roles, func(role string) bool { return slices.Contains(needed[role], name) })
+	})
+	return all
+}
+
+// waitedFor are the parts that are still to come. Requests ask while the start goes on.
+type waitedFor struct {
+	mu    sync.Mutex
+	names []string
+}
+
+func (w *waitedFor) expect(names ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.names = names
+}
+
+func (w *waitedFor) came(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.names = slices.DeleteFunc(slices.Clone(w.names), func(n string) bool { return n == name })
+}
+
+func (w *waitedFor) list() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.names
+}
+
+// persist tries until it succeeds, it is hopeless or ctx is done, and says what it waits for.
 func persist(ctx context.Context, log *slog.Logger, name string, prepare func(context.Context) error) error {
 	const pause = time.Second
 	for {
 		err := prepare(ctx)
-		if err == nil || errors.Is(err, kafka.ErrPartitionCount) {
-			return err
+		if err == nil {
+			return nil
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if refused := hopeless(err); refused != nil {
+			return refused
 		}
 		log.Warn("waiting for a part", "part", name, "error", err)
 		select {
@@ -254,18 +312,42 @@ func persist(ctx context.Context, log *slog.Logger, name string, prepare func(co
 	}
 }
 
+// hopeless is the error to end with where waiting does not help, since the part is there
+// and takes us for somebody else, or is not the one that we are configured for.
+func hopeless(err error) error {
+	var answer *pgconn.PgError
+	switch {
+	case errors.Is(err, kafka.ErrPartitionCount), errors.Is(err, kafka.ErrTopicSettings):
+		return err
+	case errors.Is(err, blob.ErrRefused):
+		return fmt.Errorf("S3 refuses us: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may read, write and list AWS_S3_BUCKET and set its lifecycle, and start pixtools again: %w", err)
+	case !errors.As(err, &answer):
+		return nil
+	}
+	switch answer.Code {
+	case "28P01", "28000": // wrong password, unknown user
+		return fmt.Errorf("PostgreSQL refuses us: set DATABASE_URL to a user and a password that it knows, and start pixtools again: %w", err)
+	case "3D000":
+		return fmt.Errorf("PostgreSQL has no such database: create it, or set DATABASE_URL to one that is there, and start pixtools again: %w", err)
+	}
+	return nil
+}
+
 func (s *services) prepareLog(ctx context.Context) error {
 	replication := s.cfg.Replication
 	if replication == 0 {
 		replication = -1 // the brokers' default
 	}
-	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-	compacted := map[string]string{"cleanup.policy": "compact"}
-	if err := kafka.EnsureTopic(ctx, s.kafka, events.Topic, s.cfg.Partitions, replication, forever); err != nil {
-		return err
-	}
-	if err := kafka.EnsureTopic(ctx, s.kafka, events.SagaTopic, s.cfg.ChangelogPartitions, replication, compacted); err != nil {
-		return err
+	for _, topic := range []kafka.Topic{
+		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}},
+		{Name: events.SagaTopic, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}},
+		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
+			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},
+	} {
+		topic.Replication = replication
+		if err := kafka.EnsureTopic(ctx, s.kafka, topic); err != nil {
+			return err
+		}
 	}
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
 	s.logID = id
@@ -297,6 +379,7 @@ func (s *services) prepareStore(ctx context.Context) error {
 func (s *services) close() {
 	_ = s.publisher.Close()
 	s.kafka.Close()
+	s.submissions.Close()
 	s.db.Close()
 	_ = s.redis.Close()
 }
@@ -409,19 +492,24 @@ func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
 	return nil
 }
 
-// api serves HTTP until ctx is done, then lets requests end.
-func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.Listener) error {
-	reader := projections.NewReader(s.cfg.Read, s.db, s.logID, s.log)
-	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: s.publisher, Kafka: s.kafka, Redis: s.redis,
-		Reader: reader, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions), Stopping: ctx.Done(), Log: s.log.With("role", "api")})
-	if err != nil {
-		return err
-	}
+// door is where requests come in: at what answers while the process starts, then at the API.
+type door struct {
+	behind atomic.Pointer[http.Handler]
+}
+
+func (d *door) leadTo(h http.Handler) { d.behind.Store(&h) }
+
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*d.behind.Load()).ServeHTTP(w, r) }
+
+// open serves HTTP until ctx is done, then lets requests end. It does not wait for any part:
+// who asks how we are is answered from here on.
+func (s *services) open(ctx context.Context, group *errgroup.Group, listener net.Listener) *door {
+	entrance := &door{}
+	entrance.leadTo(api.Starting(api.Parts{Store: s.store, Kafka: s.submissions, Redis: s.redis,
+		Reader: projections.NewReader(s.cfg.Read, s.db, [16]byte{}, s.log), Log: s.log.With("role", "api")}, s.waiting.list))
 	// No read or write timeout here: uploads have their own, streams none.
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
-	group.Go(func() error { return reader.Listen(ctx) })
+	server := &http.Server{Handler: entrance, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	group.Go(func() error {
-		fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
@@ -437,6 +525,42 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		}
 		return nil
 	})
+	return entrance
+}
+
+// api has the door lead to the API.
+func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.Listener, entrance *door) error {
+	reader := projections.NewReader(s.cfg.Read, s.db, s.logID, s.log)
+	letters, err := projections.NewDeadLetters(s.cfg.DeadLetters, s.log.With("role", "api"), s.brokers()...)
+	if err != nil {
+		return err
+	}
+	var follower *projections.Follower
+	if err := persist(ctx, s.log, "kafka", func(ctx context.Context) (err error) {
+		follower, err = projections.NewFollower(ctx, s.log.With("role", "api"), s.brokers()...)
+		return err
+	}); err != nil {
+		return err
+	}
+	heard := progress.NewListener(s.redis)
+	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
+		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
+	}
+	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+		Stopping: ctx.Done(), Log: s.log.With("role", "api")})
+	if err != nil {
+		return err
+	}
+	if err := persist(ctx, s.log, "database", handler.HoldKeys); err != nil {
+		return err
+	}
+	group.Go(func() error { return reader.Listen(ctx) })
+	group.Go(func() error { return letters.Run(ctx) })
+	group.Go(func() error { return follower.Run(ctx) })
+	group.Go(func() error { return heard.Run(ctx) })
+	entrance.leadTo(handler)
+	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	return nil
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go/middleware"
+	"golang.org/x/sync/singleflight"
 )
 
 // The two kinds of objects, by prefix: retention rules go by them.
@@ -41,6 +42,8 @@ type Store struct {
 	cfg     Config
 	client  *s3.Client
 	presign *s3.PresignClient
+	// probes keeps it to one question at a time whether the server is there: see watch.
+	probes singleflight.Group
 }
 
 // Object is what is known about an object without reading it.
@@ -115,13 +118,13 @@ func retryer(cfg Config) aws.Retryer {
 // (ErrChecksum). body is read from its present position, more than once if the first attempt fails, and
 // is not closed.
 func (s *Store) Put(ctx context.Context, key string, body io.ReadSeeker, size int64, sum [sha256.Size]byte, contentType string) error {
-	call, cancel := context.WithTimeout(ctx, s.cfg.TransferTimeout)
-	defer cancel()
-	_, err := s.client.PutObject(call, &s3.PutObjectInput{
-		Bucket: &s.cfg.Bucket, Key: &key, Body: body, ContentLength: &size, ContentType: &contentType,
+	t := s.watch(ctx)
+	defer t.stop()
+	_, err := s.client.PutObject(t.ctx, &s3.PutObjectInput{
+		Bucket: &s.cfg.Bucket, Key: &key, Body: source{body, &t.moved}, ContentLength: &size, ContentType: &contentType,
 		ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(sum[:])),
 	}, payloadHash(sum))
-	return classify(ctx, "put", key, err)
+	return classify(ctx, "put", key, t.verdict(err))
 }
 
 // payloadHash tells the signer the hash of the body, which it would otherwise read the body to compute.
@@ -139,33 +142,34 @@ func payloadHash(sum [sha256.Size]byte) func(*s3.Options) {
 
 // Get opens an object. Close what it returns. All of it must be read within TransferTimeout.
 func (s *Store) Get(ctx context.Context, key string) (io.ReadCloser, error) {
-	call, cancel := context.WithTimeout(ctx, s.cfg.TransferTimeout)
-	out, err := s.client.GetObject(call, &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: &key})
+	t := s.watch(ctx)
+	out, err := s.client.GetObject(t.ctx, &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: &key})
 	if err != nil {
-		cancel()
-		return nil, classify(ctx, "get", key, err)
+		defer t.stop()
+		return nil, classify(ctx, "get", key, t.verdict(err))
 	}
-	return &content{ctx: ctx, key: key, body: out.Body, cancel: cancel}, nil
+	return &content{ctx: ctx, key: key, body: out.Body, transfer: t}, nil
 }
 
-// content ends the call's deadline with its body, and gives errors on the way their kind.
+// content ends its transfer with its body, and gives errors on the way their kind.
 type content struct {
-	ctx    context.Context
-	key    string
-	body   io.ReadCloser
-	cancel context.CancelFunc
+	ctx      context.Context
+	key      string
+	body     io.ReadCloser
+	transfer *transfer
 }
 
 func (c *content) Read(b []byte) (int, error) {
 	n, err := c.body.Read(b)
+	c.transfer.moved.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = classify(c.ctx, "read", c.key, err)
+		err = classify(c.ctx, "read", c.key, c.transfer.verdict(err))
 	}
 	return n, err
 }
 
 func (c *content) Close() error {
-	defer c.cancel()
+	defer c.transfer.stop()
 	return c.body.Close()
 }
 

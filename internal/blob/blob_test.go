@@ -15,6 +15,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -324,7 +325,10 @@ func wrongConfiguration(t *testing.T, cfg blob.Config) {
 	wrong.SecretAccessKey = "wrong"
 	body, sum := picture(t, 10)
 	err := open(t, wrong).Put(ctx, "raw/a/b", bytes.NewReader(body), 10, sum, "image/png")
-	require.Error(t, err)
+	require.ErrorIs(t, err, blob.ErrRefused)
+	require.ErrorIs(t, open(t, wrong).EnsureBucket(ctx), blob.ErrRefused)
+	_, err = open(t, wrong).EnsureLifecycle(ctx)
+	require.ErrorIs(t, err, blob.ErrRefused)
 	for _, kind := range []error{blob.ErrUnavailable, blob.ErrNotFound, blob.ErrChecksum} {
 		require.NotErrorIs(t, err, kind)
 	}
@@ -382,6 +386,62 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
+// TestSilentServer: one that takes requests and answers none is not waited for as long as a transfer may
+// take, and one that answers other questions is, however long it says nothing of the transfer.
+func TestSilentServer(t *testing.T) {
+	body, sum := picture(t, 10<<20) // more than a connection's buffers take
+	var silent atomic.Bool
+	var questions atomic.Int32
+	over := make(chan struct{})
+	hang := func(r *http.Request) {
+		select {
+		case <-r.Context().Done(): // which a server sees only once it has read the body
+		case <-over:
+		}
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if silent.Load() && r.Method != http.MethodGet {
+			hang(r)
+			return
+		}
+		switch r.Method {
+		case http.MethodHead:
+			questions.Add(1)
+		case http.MethodPut:
+			for before := questions.Load(); questions.Load() < before+5; {
+				select {
+				case <-over: // the test has failed
+					return
+				default:
+					runtime.Gosched()
+				}
+			}
+			_, _ = io.Copy(io.Discard, r.Body)
+		case http.MethodGet: // half of it, and no more
+			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+			_, _ = w.Write(body[:len(body)/2])
+			_ = http.NewResponseController(w).Flush()
+			hang(r)
+		}
+	}))
+	defer server.Close()
+	defer close(over)
+	s := open(t, defaults(t, map[string]string{
+		"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ENDPOINT_URL": server.URL,
+		"S3_TRANSFER_TIMEOUT": (10 * deadline).String(), "S3_PROBE_AFTER": "20ms",
+	}))
+	put := func() error {
+		return s.Put(testContext(t), "raw/a/b", bytes.NewReader(body), int64(len(body)), sum, "image/png")
+	}
+	require.NoError(t, put(), "slow")
+	silent.Store(true)
+	require.ErrorIs(t, put(), blob.ErrUnavailable, "away")
+	_, err := s.Download(testContext(t), "raw/a/b", io.Discard, sum)
+	require.ErrorIs(t, err, blob.ErrUnavailable, "away in the middle of an object")
+	silent.Store(false)
+	require.NoError(t, put(), "back")
+}
+
 // TestCutOff: a connection that ends in the middle of an object.
 func TestCutOff(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -400,6 +460,9 @@ func TestPutIsOneRequestWithBothHashes(t *testing.T) {
 	body, sum := picture(t, 3<<20)
 	var requests atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPut {
+			return // asked whether we are there, where this machine is slow
+		}
 		requests.Add(1)
 		require.Equal(t, hex.EncodeToString(sum[:]), r.Header.Get("X-Amz-Content-Sha256"))
 		require.NotEmpty(t, r.Header.Get("X-Amz-Checksum-Sha256"))
@@ -431,6 +494,7 @@ func TestValidateNamesEveryFault(t *testing.T) {
 	for _, variable := range []string{
 		"AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_S3_BUCKET", "AWS_ENDPOINT_URL", "PRESIGNED_URL_EXPIRY_SECONDS", "S3_RETENTION_DAYS",
 		"S3_CALL_TIMEOUT", "S3_TRANSFER_TIMEOUT", "S3_CONNECT_TIMEOUT", "S3_MAX_ATTEMPTS", "S3_MAX_BACKOFF", "S3_MAX_IDLE_CONNS",
+		"S3_PROBE_AFTER", "S3_PROBE_TIMEOUT",
 	} {
 		require.ErrorContains(t, err, variable)
 	}

@@ -24,7 +24,7 @@ func (s *Store) bucketError(ctx context.Context, err error) error {
 	case http.StatusNotFound:
 		return fmt.Errorf("the bucket %s does not exist: create it, or set AWS_S3_BUCKET: %w", s.cfg.Bucket, err)
 	case http.StatusForbidden:
-		return fmt.Errorf("the bucket %s is closed to us: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_S3_BUCKET: %w", s.cfg.Bucket, err)
+		return fmt.Errorf("%w: the bucket %s is closed to us: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_S3_BUCKET: %w", ErrRefused, s.cfg.Bucket, err)
 	}
 	return classify(ctx, "reach bucket", s.cfg.Bucket, err)
 }

@@ -40,6 +40,10 @@ type Config struct {
 	// the last byte; both with all attempts and the pauses between them.
 	CallTimeout     time.Duration `env:"S3_CALL_TIMEOUT" envDefault:"10s"`
 	TransferTimeout time.Duration `env:"S3_TRANSFER_TIMEOUT" envDefault:"60s"`
+	// A transfer of which nothing moved for ProbeAfter goes on only if the server answers a question within
+	// ProbeTimeout. Twice the one and once the other is how long a server that is away is waited for.
+	ProbeAfter   time.Duration `env:"S3_PROBE_AFTER" envDefault:"300ms"`
+	ProbeTimeout time.Duration `env:"S3_PROBE_TIMEOUT" envDefault:"1s"`
 	// ConnectTimeout bounds one connection attempt, so that a dead address leaves time to try again.
 	ConnectTimeout time.Duration `env:"S3_CONNECT_TIMEOUT" envDefault:"3s"`
 	// MaxAttempts is how often a call is sent in all when the server or the network fails.
@@ -75,6 +79,7 @@ func (c Config) Validate() error {
 	for name, d := range map[string]time.Duration{
 		"S3_CALL_TIMEOUT": c.CallTimeout, "S3_TRANSFER_TIMEOUT": c.TransferTimeout,
 		"S3_CONNECT_TIMEOUT": c.ConnectTimeout, "S3_MAX_BACKOFF": c.MaxBackoff,
+		"S3_PROBE_AFTER": c.ProbeAfter, "S3_PROBE_TIMEOUT": c.ProbeTimeout,
 	} {
 		fault(d > 0, "%s is %s: use a positive time, such as 10s", name, d)
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// Which of these an error is decides what to do about it. An error that is none of them, such as a
-// refused signature or a missing bucket, is a fault of the configuration: the same call will fail again.
+// Which of these an error is decides what to do about it. An error that is none of them, such as a missing
+// bucket, is a fault of the configuration: the same call will fail again.
 var (
 	// ErrNotFound: there is no such object. Trying again does not help.
 	ErrNotFound = errors.New("no such object")
@@ -19,6 +19,8 @@ var (
 	ErrUnavailable = errors.New("object storage unavailable")
 	// ErrChecksum: the bytes are not those that were announced.
 	ErrChecksum = errors.New("checksum mismatch")
+	// ErrRefused: the server is there and does not let us. Only another configuration, ours or its, helps.
+	ErrRefused = errors.New("object storage refuses us")
 )
 
 // classify says which kind an error of the SDK is. parent is the caller's context, not the one with our
@@ -47,6 +49,8 @@ func kindOf(err error) error {
 		// Three servers, three names: of the checksum header, and of the signature's hash of the body.
 		case "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch":
 			return ErrChecksum
+		case "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied":
+			return ErrRefused
 		case "SlowDown", "RequestTimeout", "RequestLimitExceeded", "Throttling", "ThrottlingException", "ServerBusy":
 			return ErrUnavailable
 		}
@@ -56,6 +60,8 @@ func kindOf(err error) error {
 		return ErrUnavailable
 	case status == http.StatusNotFound:
 		return ErrNotFound
+	case status == http.StatusUnauthorized, status == http.StatusForbidden: // HEAD has no body to name a code in
+		return ErrRefused
 	case status == http.StatusNotImplemented:
 		return nil
 	case status >= http.StatusInternalServerError, status == http.StatusTooManyRequests, status == http.StatusRequestTimeout:

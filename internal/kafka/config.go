@@ -23,6 +23,8 @@ type Config struct {
 	DialTimeout time.Duration `env:"KAFKA_DIAL_TIMEOUT" envDefault:"3s"`
 	// DeliveryTimeout bounds how long a publish waits for its acknowledgement.
 	DeliveryTimeout time.Duration `env:"KAFKA_DELIVERY_TIMEOUT" envDefault:"5s"`
+	// SubmitTimeout is that bound where a client of the API waits: it is to hear within 2 s that Kafka is away.
+	SubmitTimeout time.Duration `env:"KAFKA_SUBMIT_TIMEOUT" envDefault:"1500ms"`
 	// What a producer holds that is not acknowledged yet; a publish beyond it waits, within DeliveryTimeout.
 	MaxBufferedRecords int `env:"KAFKA_MAX_BUFFERED_RECORDS" envDefault:"10000"`
 	MaxBufferedBytes   int `env:"KAFKA_MAX_BUFFERED_BYTES" envDefault:"67108864"`
@@ -129,6 +131,7 @@ func (c Config) Validate() error {
 	return errors.Join(append(faults,
 		within("KAFKA_DIAL_TIMEOUT", c.DialTimeout, 100*time.Millisecond, time.Minute),
 		within("KAFKA_DELIVERY_TIMEOUT", c.DeliveryTimeout, 100*time.Millisecond, 10*time.Minute),
+		within("KAFKA_SUBMIT_TIMEOUT", c.SubmitTimeout, 100*time.Millisecond, 10*time.Minute),
 		within("KAFKA_MAX_BUFFERED_RECORDS", c.MaxBufferedRecords, 1, 1_000_000),
 		within("KAFKA_MAX_BUFFERED_BYTES", c.MaxBufferedBytes, 1<<20, 4<<30),
 		within("KAFKA_MAX_BATCH_BYTES", c.MaxBatchBytes, 1<<10, 64<<20),

@@ -38,6 +38,7 @@ func TestLimitsOfTheConfiguration(t *testing.T) {
 		"KAFKA_CONSUMER_CLOSE_TIMEOUT": {10 * ms, 10 * minute},
 		"KAFKA_DIAL_TIMEOUT":           {100 * ms, minute},
 		"KAFKA_DELIVERY_TIMEOUT":       {100 * ms, 10 * minute},
+		"KAFKA_SUBMIT_TIMEOUT":         {100 * ms, 10 * minute},
 		"KAFKA_MAX_BUFFERED_RECORDS":   {1, 1_000_000},
 		"KAFKA_MAX_BUFFERED_BYTES":     {1 << 20, 4 << 30},
 		"KAFKA_MAX_BATCH_BYTES":        {1 << 10, 64 << 20},

@@ -80,5 +80,5 @@ func (s suiteSubscriber) SubscribeInitialize(topic string) error {
 		return err
 	}
 	defer client.Close()
-	return EnsureTopic(s.t.Context(), client, topic, 6, 1, nil)
+	return EnsureTopic(s.t.Context(), client, Topic{Name: topic, Partitions: 6, Replication: 1})
 }

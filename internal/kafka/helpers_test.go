@@ -69,7 +69,7 @@ func newClient(t *testing.T, brokers []string, opts ...kgo.Opt) *kgo.Client {
 // newTopic makes a topic with a name of its own.
 func newTopic(t *testing.T, brokers []string, partitions int32) string {
 	name := "topic-" + uuid.NewString()
-	require.NoError(t, EnsureTopic(within1(t), newClient(t, brokers), name, partitions, 1, nil))
+	require.NoError(t, EnsureTopic(within1(t), newClient(t, brokers), Topic{Name: name, Partitions: partitions, Replication: 1}))
 	return name
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -15,21 +17,35 @@ import (
 // number decides where a key lives, so neither side can be adapted.
 var ErrPartitionCount = errors.New("the topic has another number of partitions")
 
+// ErrTopicSettings says that a topic exists with settings that it must not have.
+var ErrTopicSettings = errors.New("the topic has other settings than it must have")
+
+// Topic is one that must exist.
+type Topic struct {
+	Name        string
+	Partitions  int32
+	Replication int16
+	// Must are settings without which the topic is of no use; Initially are those that it
+	// is made with, and an operator may change.
+	Must, Initially map[string]string
+}
+
 // EnsureTopic creates the topic unless it exists, and then checks that it has the
-// partitions asked for. Several processes may call it at once.
-func EnsureTopic(ctx context.Context, client *kgo.Client, name string, partitions int32, replication int16, configs map[string]string) error {
-	values := make(map[string]*string, len(configs))
-	for key, value := range configs {
-		values[key] = &value
+// partitions and settings asked for. Several processes may call it at once.
+func EnsureTopic(ctx context.Context, client *kgo.Client, t Topic) error {
+	values := map[string]*string{}
+	for _, settings := range []map[string]string{t.Must, t.Initially} {
+		for key, value := range settings {
+			values[key] = &value
+		}
 	}
+	name, partitions, replication := t.Name, t.Partitions, t.Replication
 	_, err := kadm.NewClient(client).CreateTopic(ctx, partitions, replication, values, name)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, kerr.TopicAlreadyExists) {
+	made := err == nil
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 		return fmt.Errorf("create topic %s with %d partitions, replication %d: %w", name, partitions, replication, err)
 	}
-	topic, err := describe(ctx, client, name)
+	topic, err := describeNew(ctx, client, name)
 	if err != nil {
 		return err
 	}
@@ -37,7 +53,41 @@ func EnsureTopic(ctx context.Context, client *kgo.Client, name string, partition
 		return fmt.Errorf("topic %s: %w: it has %d, %d are configured; set the configuration to %d, or import the log into a new topic",
 			name, ErrPartitionCount, has, partitions, has)
 	}
-	return nil
+	if made {
+		return nil
+	}
+	return checkSettings(ctx, client, t)
+}
+
+// checkSettings refuses a topic that would lose what it is there to keep. Where we are
+// not allowed to see the settings, whoever gave us so little is trusted with them.
+func checkSettings(ctx context.Context, client *kgo.Client, t Topic) error {
+	if len(t.Must) == 0 {
+		return nil
+	}
+	all, err := kadm.NewClient(client).DescribeTopicConfigs(ctx, t.Name)
+	if err != nil {
+		return fmt.Errorf("read the settings of topic %s: %w", t.Name, err)
+	}
+	settings, err := all.On(t.Name, nil)
+	if errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(settings.Err, kerr.TopicAuthorizationFailed) {
+		return nil
+	}
+	if err := errors.Join(err, settings.Err); err != nil {
+		return fmt.Errorf("read the settings of topic %s: %w", t.Name, err)
+	}
+	var faults, wanted []string
+	for _, setting := range settings.Configs {
+		if must, ok := t.Must[setting.Key]; ok && setting.MaybeValue() != must {
+			faults = append(faults, fmt.Sprintf("%s is %s", setting.Key, setting.MaybeValue()))
+			wanted = append(wanted, setting.Key+"="+must)
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return fmt.Errorf("topic %s: %w: %s; set them with kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s",
+		t.Name, ErrTopicSettings, strings.Join(faults, ", "), t.Name, strings.Join(wanted, ","))
 }
 
 // TopicID is what Kafka drew when the topic was created. A topic deleted and made
@@ -45,6 +95,25 @@ func EnsureTopic(ctx context.Context, client *kgo.Client, name string, partition
 func TopicID(ctx context.Context, client *kgo.Client, name string) ([16]byte, error) {
 	topic, err := describe(ctx, client, name)
 	return topic.TopicID, err
+}
+
+// describeNew waits for a topic that was just made: the controller knows it then, and the
+// broker that is asked may not yet.
+func describeNew(ctx context.Context, client *kgo.Client, name string) (kmsg.MetadataResponseTopic, error) {
+	const limit, pause = 5 * time.Second, 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		topic, err := describe(ctx, client, name)
+		if !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			return topic, err
+		}
+		select {
+		case <-ctx.Done():
+			return topic, err
+		case <-time.After(pause):
+		}
+	}
 }
 
 // describe asks a broker each time. The client's own view, which kadm would take, may be

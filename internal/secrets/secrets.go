@@ -106,6 +106,12 @@ func (k *Keyring) Open(ctx context.Context, jobID string, sealed *events.Sealed)
 	return string(text), nil
 }
 
+// Hold takes the key that Seal uses for a tenant into memory, and makes it if there is none.
+func (k *Keyring) Hold(ctx context.Context, tenant string) error {
+	_, err := k.sealing(ctx, tenant)
+	return err
+}
+
 func (k *Keyring) sealing(ctx context.Context, tenant string) (key, error) {
 	k.mu.Lock()
 	found, ok := k.current[tenant]

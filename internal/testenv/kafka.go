@@ -423,6 +423,7 @@ func (b *broker) stop() {
 	if b.process == nil {
 		return
 	}
+	_ = b.process.Signal(syscall.SIGCONT)
 	_ = b.process.Signal(syscall.SIGTERM)
 	select {
 	case <-b.ended:

@@ -84,7 +84,11 @@ func (s *Service) down() {
 	if s.process == nil {
 		return
 	}
-	_ = s.process.Signal(syscall.SIGCONT)
+	if children, err := childrenOf(s.process.Pid); err == nil { // they may be frozen
+		for _, pid := range append(children, s.process.Pid) {
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+		}
+	}
 	_ = s.process.Signal(s.stop)
 	select {
 	case <-s.ended:
@@ -109,13 +113,45 @@ func (s *Service) Freeze() error { return s.signal(syscall.SIGSTOP) }
 // Thaw lets a frozen service go on.
 func (s *Service) Thaw() error { return s.signal(syscall.SIGCONT) }
 
+// signal goes to the service's children, too: PostgreSQL has one for each connection. They come after it, so
+// that none is born in between, and go on before it.
 func (s *Service) signal(sig syscall.Signal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.process == nil {
 		return fmt.Errorf("%s is down", s.name)
 	}
-	return s.process.Signal(sig)
+	if sig == syscall.SIGCONT {
+		defer func() { _ = s.process.Signal(sig) }()
+	} else if err := s.process.Signal(sig); err != nil {
+		return err
+	}
+	children, err := childrenOf(s.process.Pid)
+	if err != nil {
+		return err
+	}
+	for _, child := range children {
+		if err := syscall.Kill(child, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// childrenOf asks ps, which is on every system.
+func childrenOf(pid int) ([]int, error) {
+	out, err := exec.Command("ps", "-A", "-o", "ppid=,pid=").Output()
+	if err != nil {
+		return nil, fmt.Errorf("ps: %w", err)
+	}
+	var children []int
+	for line := range strings.Lines(string(out)) {
+		var parent, child int
+		if _, err := fmt.Sscan(line, &parent, &child); err == nil && parent == pid {
+			children = append(children, child)
+		}
+	}
+	return children, nil
 }
 
 // Stop ends it and removes its data.

@@ -80,3 +80,20 @@ func TestS3ComesBackAfterAKill(t *testing.T) {
 	require.Error(t, server.ready(testContext(t)))
 	require.NoError(t, server.Restart())
 }
+
+func TestPostgresFreezesWithItsConnections(t *testing.T) {
+	ctx := testContext(t)
+	server, err := StartPostgres()
+	require.NoError(t, err)
+	t.Cleanup(server.Stop)
+	conn, err := pgx.Connect(ctx, server.URL)
+	require.NoError(t, err)
+	require.NoError(t, server.Freeze())
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, conn.Ping(short), context.DeadlineExceeded)
+	require.NoError(t, server.Thaw())
+	conn, err = pgx.Connect(ctx, server.URL)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close(ctx))
+}

@@ -2,7 +2,8 @@
 
 photos.csv names every photograph: the Debian package it comes in, its licence,
 its author, its sha256, and whether it is for training or for validation. A
-photograph is in one of the two as a whole, never in both.
+photograph is in one of the two as a whole, never in both. It also names the
+fonts of the drawn pages.
 
 Photographs are scaled down by whole factors with area averaging: that removes
 the camera's own noise and JPEG's traces, so that the targets are clean. All
@@ -20,11 +21,11 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 HERE = pathlib.Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "build" / "training" / "data"
-FORMAT = 3  # raise it when prepared files must be made anew
+FORMAT = 4  # raise it when prepared files must be made anew
 
 FACTORS = (2, 3, 4, 6, 8)
 FACTORS_SMALL = (1.5, 2)  # for sources that somebody scaled down already
@@ -33,7 +34,13 @@ LONGEST = 1800  # pixels; larger results still carry too much of the source's no
 SHORTEST = 144  # pixels; the largest training patch must fit
 VALIDATION_PIXELS = 160_000  # about the size of the usual benchmark pictures
 
-LEAVES_PICTURES, LEAVES_SIDE, LEAVES, LEAVES_SEED = 32, 512, 12_000, 7
+NEWER = "trixie"  # the Debian release that has what the machine's own lacks
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+DRAWN_SIDE, DRAWN_SEED = 512, 7
+LEAVES_PICTURES, LEAVES = 32, 12_000
+PAGES = 16
+LETTERS = "eeeetttaaooiinnsshhrrddllcumwfgypbvkjxqz"
 
 SIGMA_MAX = 55.0
 SHARE_CLEAN = 0.05  # patches with no noise at all: clean in must be clean out
@@ -44,8 +51,28 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def photos():
-    with open(HERE / "photos.csv", newline="") as f:
+    with open(HERE / "photos.csv", newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f))
+
+
+def download(package, folder, options=()):
+    return subprocess.run(["apt-get", *options, "download", "-qq", package], cwd=folder).returncode == 0
+
+
+def newer_release():
+    """Options that show apt-get the release NEWER, at this machine's mirror, beside its own lists."""
+    targets = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Label: Debian"]
+    site = subprocess.run(targets, capture_output=True, text=True, check=True).stdout.split()
+    if not site:
+        sys.exit("data.py: apt-get knows no Debian mirror; run 'apt-get update' once, then try again")
+    own = DATA / "apt"
+    (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (own / "sources.list").write_text(f"deb [signed-by={KEYRING}] {site[0]} {NEWER} main\n")
+    options = ("-o", f"Dir::Etc::SourceList={own}/sources.list", "-o", "Dir::Etc::SourceParts=/dev/null",
+               "-o", f"Dir::State::Lists={own}/lists", "-o", f"Dir::Cache={own}/cache")
+    print(f"data.py: looking in Debian {NEWER}", flush=True)
+    subprocess.run(["apt-get", *options, "-qq", "update"])
+    return options
 
 
 def fetch(package):
@@ -58,8 +85,7 @@ def fetch(package):
     work = DATA / "packages" / f"{package}.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    got = subprocess.run(["apt-get", "download", "-qq", package], cwd=work)
-    if got.returncode:
+    if not (download(package, work) or download(package, work, newer_release())):
         sys.exit(f"data.py: cannot download {package}; run 'apt-get update' once, then try again")
     deb = next(work.glob("*.deb"))
     subprocess.run(["dpkg", "-x", deb, work], check=True)
@@ -68,13 +94,18 @@ def fetch(package):
     return target
 
 
-def open_photo(row):
+def listed(row):
+    """The path of a file of photos.csv, once it is known to be the one listed."""
     path = fetch(row["package"]) / row["file"]
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != row["sha256"]:
         sys.exit(f"data.py: {path} is not the file that photos.csv describes; the package changed: "
                  "check its licence and put the new sha256 into photos.csv")
-    return Image.open(path).convert("RGB")
+    return path
+
+
+def open_photo(row):
+    return Image.open(listed(row)).convert("RGB")
 
 
 def scaled_for_training(img):
@@ -96,8 +127,8 @@ def dead_leaves(photo, seed):
     as in buildings, print and screenshots. Drawn large and scaled down, so that
     the edges are those of a lens and not of a staircase.
     """
-    rng = np.random.default_rng((LEAVES_SEED, seed))
-    side = LEAVES_SIDE * 2
+    rng = np.random.default_rng((DRAWN_SEED, seed))
+    side = DRAWN_SIDE * 2
     img = Image.new("RGB", (side, side))
     draw, colours = ImageDraw.Draw(img), np.asarray(photo).reshape(-1, 3)
     for _ in range(LEAVES):
@@ -108,6 +139,35 @@ def dead_leaves(photo, seed):
         points = at + r * np.stack([np.cos(angles), rng.uniform(0.3, 1) * np.sin(angles)], 1)
         draw.polygon([tuple(p) for p in points], tuple(int(c) for c in colours[rng.integers(len(colours))]))
     return img.reduce(2)
+
+
+def page(photo, fonts, seed):
+    """Lines of made-up words in many sizes on paper, a little turned: print and signs.
+
+    Paper and ink have the photograph's colours, and some of it shows through.
+    """
+    rng = np.random.default_rng((DRAWN_SEED, 1, seed))
+    side = DRAWN_SIDE * 3  # turned, the middle two thirds are full
+    img = photo.resize((side, side), Image.Resampling.BICUBIC)
+    colours = np.asarray(photo).reshape(-1, 3)
+    by_light = colours[rng.integers(len(colours), size=64)]
+    by_light = by_light[by_light.sum(1).argsort()]
+    light, dark = by_light[-1] // 2 + 127, by_light[0] // 2
+    paper, ink = (light, dark) if rng.random() < 0.7 else (dark, light)
+    img = Image.blend(img, Image.new("RGB", img.size, tuple(int(c) for c in paper)), rng.choice([0.6, 0.9, 1]))
+    draw, y = ImageDraw.Draw(img), 0
+    while y < side:
+        size = int(14 * 10 ** rng.uniform(0, 1) ** 2)
+        font = ImageFont.truetype(fonts[rng.integers(len(fonts))], size)
+        colour = ink if rng.random() < 0.7 else colours[rng.integers(len(colours))]
+        for _ in range(rng.integers(1, 5)):
+            words = ("".join(rng.choice(list(LETTERS), rng.integers(1, 11))) for _ in range(side // size))
+            line = " ".join(w.title() if rng.random() < 0.2 else w.upper() if rng.random() < 0.1 else w for w in words)
+            draw.text((rng.integers(0, size), y), line, tuple(int(c) for c in colour), font)
+            y += int(size * 1.3)
+    edge = DRAWN_SIDE // 2
+    turned = img.rotate(rng.normal(0, 6), Image.Resampling.BICUBIC)
+    return turned.crop((edge, edge, side - edge, side - edge)).reduce(2)
 
 
 def write_set(name, pictures):
@@ -136,9 +196,12 @@ def prepare():
     rows = photos()
     train = [r for r in rows if r["split"] == "train"]
     check = [r for r in rows if r["split"] == "validation"]
-    drawn = (dead_leaves(open_photo(train[i * len(train) // LEAVES_PICTURES]), i) for i in range(LEAVES_PICTURES))
-    made = write_set("train", itertools.chain((p for r in train for p in scaled_for_training(open_photo(r))), drawn))
-    print(f"train: {len(train)} photographs, {LEAVES_PICTURES} drawn pictures; scaled: %d, %.1f megapixels" % made)
+    fonts = [str(listed(r)) for r in rows if r["split"] == "font"]
+    leaves = (dead_leaves(open_photo(train[i * len(train) // LEAVES_PICTURES]), i) for i in range(LEAVES_PICTURES))
+    pages = (page(open_photo(train[i * len(train) // PAGES]), fonts, i) for i in range(PAGES))
+    scaled = (p for r in train for p in scaled_for_training(open_photo(r)))
+    made = write_set("train", itertools.chain(scaled, leaves, pages))
+    print(f"train: {len(train)} photographs, {LEAVES_PICTURES + PAGES} drawn pictures; in all %d, %.1f megapixels" % made)
     made = write_set("validation", (scaled_for_validation(open_photo(r)) for r in check))
     print(f"validation: {len(check)} photographs, %d scaled, %.1f megapixels" % made, flush=True)
     stamp.write_text(version())

@@ -26,7 +26,7 @@ from model import BLOCKS, MULTIPLE, Denoiser, denoise, load_fp16, macs_per_pixel
 
 HERE = pathlib.Path(__file__).resolve().parent
 NAME = "pixtools-denoise"
-RECIPE = 1  # raise it with another network or other training data; the second number is the step
+RECIPE = 2  # raise it with another network or other training data; the second number is the step
 HALO_FIELD = 512  # pixels; wider than anything one output pixel can depend on
 TABLE = re.compile(r"(<!-- metrics: written by training/export.py -->\n).*?(<!-- end -->)", re.S)
 
@@ -89,9 +89,11 @@ def halo(far):
 
 
 def packages():
-    """What photos.csv says about the data, per package."""
+    """What photos.csv says about the photographs, per package."""
     found = {}
     for row in data.photos():
+        if row["split"] == "font":
+            continue
         p = found.setdefault(row["package"], {"package": row["package"], "training": 0, "validation": 0,
                                               "training_licences": set(), "validation_licences": set()})
         kind = "training" if row["split"] == "train" else "validation"
@@ -155,8 +157,8 @@ def main():
             **onnx_file.common_fields(onnx_bytes, sum(p.numel() for p in net.parameters()), round(macs_per_pixel(net)),
                                       MULTIPLE, around),
             "training": {"steps": meta["step"], "steps_planned": meta["total"], "cpu_hours": round(meta["cpu_hours"], 2),
-                         "seeds": {"weights_and_batches": train.SEED, "drawn_pictures": data.LEAVES_SEED},
-                         "drawn_pictures": data.LEAVES_PICTURES, "code": "models/training",
+                         "seeds": {"weights_and_batches": train.SEED, "drawn_pictures": data.DRAWN_SEED},
+                         "drawn_pictures": data.LEAVES_PICTURES + data.PAGES, "code": "models/training",
                          "checkpoint": args.checkpoint.name, "checkpoint_sha256": hashlib.sha256(raw).hexdigest()},
             "data": packages(),
             "licence": "same as the project",

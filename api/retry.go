@@ -1,0 +1,63 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/go-fuego/fuego"
+
+	"github.com/pixtools/pixtools/commands"
+	"github.com/pixtools/pixtools/events"
+)
+
+// RetryRequest says what to run again.
+type RetryRequest struct {
+	Operations []string `json:"operations,omitempty" description:"Operations that did not complete; left out: all of them"`
+}
+
+// Retried answers a retry.
+type Retried struct {
+	JobID      string   `json:"job_id" format:"uuid"`
+	Status     string   `json:"status" description:"Always PENDING: the state at acceptance"`
+	Revision   int32    `json:"revision" description:"The revision that begins"`
+	Operations []string `json:"operations" description:"What runs again"`
+}
+
+// retry answers POST /api/jobs/{job_id}/retry.
+func (s *Server) retry(c fuego.ContextNoBody) (Retried, error) {
+	id, err := jobID(c.PathParam("job_id"))
+	if err != nil {
+		return Retried{}, err
+	}
+	var request RetryRequest
+	if err := readBody(c.Response(), c.Request(), &request); err != nil {
+		return Retried{}, err
+	}
+	ctx, stop := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
+	defer stop()
+	state, err := s.findLatest(ctx, id)
+	if err != nil {
+		return Retried{}, err
+	}
+	decided, err := commands.Retry{Operations: request.Operations, MaxRevisions: s.cfg.MaxRevisions, TraceParent: traceOf(c.Request()), At: time.Now()}.Decide(state)
+	var conflict *commands.Conflict
+	if errors.As(err, &conflict) {
+		return Retried{}, problem(http.StatusConflict, conflict.Message)
+	}
+	if err != nil {
+		return Retried{}, err
+	}
+	token, err := s.append(c.Context(), decided[0])
+	if err != nil {
+		return Retried{}, err
+	}
+	m := decided[0].Message.(*events.OperationRetryRequested)
+	s.Log.Info("retry requested", "job", id, "request", c.Request().Header.Get(requestIDHeader), "revision", m.GetRevision(), "operations", m.GetOperations())
+	w := c.Response()
+	w.Header().Set(PositionHeader, token)
+	w.Header().Set("Content-Type", "application/json")
+	c.SetStatus(http.StatusAccepted)
+	return Retried{JobID: id, Status: "PENDING", Revision: m.GetRevision(), Operations: m.GetOperations()}, nil
+}

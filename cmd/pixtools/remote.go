@@ -1,0 +1,59 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// remote is a running PixTools that a tool talks to.
+type remote struct{ server string }
+
+func (r *remote) flag(flags *pflag.FlagSet) {
+	flags.StringVar(&r.server, "server", "http://127.0.0.1:8000", "where PixTools is")
+}
+
+// check says what is wrong with the address.
+func (r *remote) check() error {
+	server, err := url.Parse(r.server)
+	if err != nil || server.Host == "" || server.Scheme != "http" && server.Scheme != "https" {
+		return fmt.Errorf("--server is %q: use an address such as http://127.0.0.1:8000", r.server)
+	}
+	r.server = strings.TrimRight(r.server, "/")
+	return nil
+}
+
+// call asks, with a body where there is one, and reads the answer.
+func (r *remote) call(ctx context.Context, method, path string, body, into any) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	var sent bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&sent).Encode(body); err != nil {
+			return err
+		}
+	}
+	request, err := http.NewRequestWithContext(ctx, method, r.server+path, &sent)
+	if err != nil {
+		return err
+	}
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return fmt.Errorf("cannot reach %s (is PixTools running there? --server names another address): %w", r.server, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= http.StatusBadRequest {
+		return refusal(response)
+	}
+	return json.NewDecoder(response.Body).Decode(into)
+}

@@ -1,0 +1,64 @@
+package projections
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/pixtools/pixtools/events"
+)
+
+// longestHistory is of how many events of a job the places are kept. A job has some six;
+// what is beyond is in the log all the same.
+const longestHistory = 10_000
+
+// history says where a job's events lie: their offsets in the job's partition, as they
+// follow each other. As bytes, each is a varint: the first as it is, the others relative
+// to the one before.
+type history struct {
+	raw  []byte
+	last int64
+	n    int
+}
+
+func (h history) add(offset int64) history {
+	if h.n == longestHistory {
+		return h
+	}
+	return history{binary.AppendUvarint(h.raw, uint64(offset-h.last)), offset, h.n + 1}
+}
+
+var errHistory = errors.New("the stored places of a job's events cannot be read; rebuild the read model")
+
+func readHistory(raw []byte) (offsets []int64, err error) {
+	last := int64(0)
+	for rest := raw; len(rest) > 0; {
+		delta, n := binary.Uvarint(rest)
+		if n <= 0 {
+			return nil, errHistory
+		}
+		last += int64(delta)
+		offsets, rest = append(offsets, last), rest[n:]
+	}
+	return offsets, nil
+}
+
+func loadHistory(raw []byte) (history, error) {
+	offsets, err := readHistory(raw)
+	h := history{raw: raw, n: len(offsets)}
+	if h.n > 0 {
+		h.last = offsets[h.n-1]
+	}
+	return h, err
+}
+
+// row is what the read model has of a job.
+type row struct {
+	job     *events.Job
+	history history
+}
+
+// located is an event and where it lies.
+type located struct {
+	events.Event
+	offset int64
+}
