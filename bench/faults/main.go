@@ -29,6 +29,7 @@ type options struct {
 	seed     uint64
 	kills    int
 	rounds   int
+	poison   int
 	outage   time.Duration
 	changing time.Duration
 	clients  int
@@ -53,6 +54,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "of the scenarios brokers (each broker once) and keys (each way for Redis to be)")
 	flag.DurationVar(&o.outage, "outage", 30*time.Second, "how long a part is away in the scenario parts")
 	flag.DurationVar(&o.changing, "changing", 5*time.Minute, "how long the membership changes in the scenario membership")
+	flag.IntVar(&o.poison, "poison", 100, "records of the scenario poison")
 	flag.IntVar(&o.clients, "clients", 6, "clients at once")
 	flag.DurationVar(&o.patience, "patience", 90*time.Second, "how long nothing may happen before what is open counts as stuck")
 	flag.StringVar(&o.binary, "binary", "", "the pixtools to run; empty builds it")

@@ -26,9 +26,7 @@ type scenario struct {
 	apart bool
 }
 
-// scenarios in the order in which all of them run. One of poisoned records belongs here as
-// soon as there is a dead letter topic: records that are no events, and events that make a
-// handler fail, between the others; every job ends, and each of them can be redriven.
+// scenarios in the order in which all of them run.
 func scenarios() []scenario {
 	return []scenario{
 		{"kills", "kill -9 of random processes of every role",
@@ -43,6 +41,8 @@ func scenarios() []scenario {
 			func(o options) time.Duration {
 				return time.Duration(o.rounds*len(redisModes)*2)*keysTake + startAndEnd
 			}, playKeys, false},
+		{"poison", "records that are no events among the others, and kill -9 meanwhile",
+			func(o options) time.Duration { return time.Duration(o.poison)*poisonPause + startAndEnd }, playPoison, false},
 		{"bugs", "deliberate bugs, to show that the checker finds each of them",
 			func(o options) time.Duration {
 				if o.bug != "" {
