@@ -60,6 +60,9 @@ type Config struct {
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
 	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
+	// IdempotencySettle is for how long a Redis that came up empty is not believed that it
+	// does not know a key: longer than a submission takes, and than the read model is behind.
+	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m"`
 	// MaxRevisions bounds how often a job may be retried.
 	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100"`
 	// SpoolDir holds uploads while they arrive.
@@ -79,7 +82,8 @@ func (c Config) Validate() error {
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
 	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
-	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
+	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL,
+		"IDEMPOTENCY_SETTLE": c.IdempotencySettle} {
 		if d < 100*time.Millisecond {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
 		}

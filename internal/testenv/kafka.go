@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,8 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 const (
@@ -311,9 +312,15 @@ func (c *KafkaCluster) awaitReady(b *broker) error {
 	}
 	defer client.Close()
 	for {
-		metadata, err := kadm.NewClient(client).BrokerMetadata(ctx)
-		if err == nil && c.hasAll(metadata) {
-			return nil
+		// A request of our own: kadm's may go on answering from the client's memory, from
+		// before the last broker was there.
+		request := kmsg.NewPtrMetadataRequest()
+		request.Topics = []kmsg.MetadataRequestTopic{}
+		metadata, err := request.RequestWith(ctx, client)
+		if err == nil {
+			if err = c.hasAll(metadata.Brokers); err == nil {
+				return nil
+			}
 		}
 		select {
 		case <-b.ended:
@@ -325,18 +332,14 @@ func (c *KafkaCluster) awaitReady(b *broker) error {
 	}
 }
 
-// hasAll says whether the metadata know every broker that is meant to be up.
-func (c *KafkaCluster) hasAll(metadata kadm.Metadata) bool {
-	up := map[int32]bool{}
-	for _, id := range metadata.Brokers.NodeIDs() {
-		up[id] = true
-	}
+// hasAll names a broker that is meant to be up and is not known to the others.
+func (c *KafkaCluster) hasAll(known []kmsg.MetadataResponseBroker) error {
 	for i, b := range c.brokers {
-		if b.process != nil && !up[int32(i+1)] {
-			return false
+		if b.process != nil && !slices.ContainsFunc(known, func(k kmsg.MetadataResponseBroker) bool { return k.NodeID == int32(i+1) }) {
+			return fmt.Errorf("broker %d is not in the metadata", i)
 		}
 	}
-	return true
+	return nil
 }
 
 func (b *broker) logTail() string {
