@@ -69,8 +69,7 @@ func (p *Publisher) Append(ctx context.Context, records ...*kgo.Record) error {
 }
 
 // Begin is Append in two steps: it hands the records over and returns, and what it
-// returns waits, and must be called. What is appended in between to the same partition
-// comes after them.
+// returns waits. What is appended in between to the same partition comes after them.
 func (p *Publisher) Begin(ctx context.Context, records ...*kgo.Record) func() error {
 	if err := ctx.Err(); err != nil || len(records) == 0 {
 		return func() error { return err }
@@ -82,11 +81,7 @@ func (p *Publisher) Begin(ctx context.Context, records ...*kgo.Record) func() er
 	}
 	p.sends.Add(1)
 	p.mu.Unlock() // before sending, which waits where too much is on its way
-	wait := p.send(ctx, records)
-	return func() error {
-		defer p.sends.Done()
-		return wait()
-	}
+	return p.send(ctx, records)
 }
 
 // send gives the records a context apart from the caller's: one caller going away
@@ -114,6 +109,7 @@ func (p *Publisher) send(ctx context.Context, records []*kgo.Record) (wait func(
 		left.Wait()
 		close(done)
 		release()
+		p.sends.Done() // here, since nobody need wait for the records' fate
 	}()
 	return func() error {
 		select {
