@@ -171,6 +171,9 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit, 
 	command.Source.Key = blob.RawPrefix + command.JobID + "/" + command.Source.GetSha256()
 	var err error
 	if known == nil {
+		if err := s.admit(command.Operations); err != nil {
+			return "", err
+		}
 		if command.FileName, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.name); err == nil {
 			command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.webhookURL)
 		}

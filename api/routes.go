@@ -36,6 +36,10 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Operations without an outcome are given up; results that are there stay. What is being worked on is stopped."),
 		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Cancelled{}, ContentTypes: []string{"application/json"}}),
 		problems(404, 409, 422, 503))
+	fuego.Get(f, "/api/queues", s.queues,
+		fuego.OptionOperationID("queues"), fuego.OptionSummary("What waits and what runs"),
+		fuego.OptionOverrideDescription("For operators: how much is to be done of each operation, and for how long it waits."),
+		problems(503))
 	fuego.Get(f, "/api/health", s.health,
 		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -56,6 +57,13 @@ type Config struct {
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
 	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
+	// QueueMaxAge is how long the oldest waiting work of an operation may wait; beyond it, submissions of
+	// that operation are answered 429.
+	QueueMaxAge time.Duration `env:"QUEUE_MAX_AGE" envDefault:"30m"`
+	// QueueRefresh is how often the queues are looked at.
+	QueueRefresh time.Duration `env:"QUEUE_REFRESH_INTERVAL" envDefault:"1s"`
+	// MaxSpoolBytes bounds what the uploads in progress take on disk, all together.
+	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824"`
 	// SpoolDir holds uploads while they arrive.
 	SpoolDir string `env:"SPOOL_DIR"`
 }
@@ -71,6 +79,15 @@ func (c Config) Validate() error {
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
+	if c.MaxSpoolBytes < c.MaxUploadBytes {
+		faults = append(faults, fmt.Errorf("SPOOL_MAX_BYTES is %d: it must be MAX_UPLOAD_BYTES, %d, or more", c.MaxSpoolBytes, c.MaxUploadBytes))
+	}
+	if c.QueueMaxAge < time.Second {
+		faults = append(faults, fmt.Errorf("QUEUE_MAX_AGE is %s: it must be 1s or more", c.QueueMaxAge))
+	}
+	if c.QueueRefresh < 50*time.Millisecond || c.QueueRefresh > queuesStaleAfter/2 {
+		faults = append(faults, fmt.Errorf("QUEUE_REFRESH_INTERVAL is %s: it must be from 50ms to %s", c.QueueRefresh, queuesStaleAfter/2))
+	}
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
 		if d < 100*time.Millisecond {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
@@ -101,6 +118,9 @@ type Server struct {
 	Parts
 	// uploads holds a token per upload in progress.
 	uploads chan struct{}
+	// spooled counts the bytes that uploads in progress have on disk.
+	spooled atomic.Int64
+	watcher watcher
 	mux     *http.ServeMux
 	spec    []byte
 }

@@ -281,7 +281,8 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]*events.Job) error
 	var ids, tenants []string
 	var phases, outcomes []int16
 	var revisions []int32
-	var created, updated []time.Time
+	var created, updated, opened []time.Time
+	var pending, running []string
 	var states [][]byte
 	for id, job := range changed {
 		raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(job)
@@ -293,12 +294,19 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]*events.Job) error
 		revisions = append(revisions, job.GetRevision())
 		created, updated = append(created, job.GetRequestedAt().AsTime()), append(updated, job.GetUpdatedAt().AsTime())
 		states = append(states, raw)
+		waits, runs, since := work(job)
+		pending, running, opened = append(pending, waits), append(running, runs), append(opened, since)
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state)
-		SELECT * FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[])
+	// opened_at is that of a revision's first event: later ones leave it.
+	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, pending, running, opened_at)
+		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, string_to_array(pending, ','), string_to_array(running, ','), opened
+		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[],
+				$9::text[], $10::text[], $11::timestamptz[])
+			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, pending, running, opened)
 		ON CONFLICT (job_id) DO UPDATE SET phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
-			updated_at = excluded.updated_at, state = excluded.state`,
-		ids, tenants, phases, outcomes, revisions, created, updated, states)
+			updated_at = excluded.updated_at, state = excluded.state, pending = excluded.pending, running = excluded.running,
+			opened_at = CASE WHEN jobs.revision = excluded.revision THEN coalesce(jobs.opened_at, excluded.opened_at) ELSE excluded.opened_at END`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states, pending, running, opened)
 	if err != nil {
 		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
 	}

@@ -339,11 +339,17 @@ func (s *services) prepareLog(ctx context.Context) error {
 		replication = -1 // the brokers' default
 	}
 	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-	compacted := map[string]string{"cleanup.policy": "compact"}
+	changelog := map[string]string{"cleanup.policy": "compact"}
+	if s.embedded.Kafka {
+		// That broker compacts by removing the log and writing it anew, which a kill would cut
+		// off, and it cannot tell a compacted log from one that lost records. It would remove
+		// states after a week, too.
+		changelog = forever
+	}
 	if err := kafka.EnsureTopic(ctx, s.kafka, events.Topic, s.cfg.Partitions, replication, forever); err != nil {
 		return err
 	}
-	if err := kafka.EnsureTopic(ctx, s.kafka, events.SagaTopic, s.cfg.ChangelogPartitions, replication, compacted); err != nil {
+	if err := kafka.EnsureTopic(ctx, s.kafka, events.SagaTopic, s.cfg.ChangelogPartitions, replication, changelog); err != nil {
 		return err
 	}
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
@@ -538,6 +544,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		return err
 	}
 	group.Go(func() error { return reader.Listen(ctx) })
+	group.Go(func() error { return handler.WatchQueues(ctx) })
 	entrance.leadTo(handler)
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	return nil
