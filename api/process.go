@@ -186,6 +186,9 @@ func (s *Server) compareWithWinner(ctx context.Context, command commands.Submit,
 func (s *Server) write(ctx context.Context, u *upload, command commands.Submit) (string, error) {
 	command.Source.Key = blob.RawPrefix + command.JobID + "/" + command.Source.GetSha256()
 	var err error
+	if err := s.admit(command.Operations); err != nil {
+		return "", err
+	}
 	if command.FileName, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.name); err == nil {
 		command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.webhookURL)
 	}

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -65,6 +66,13 @@ type Config struct {
 	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m"`
 	// MaxRevisions bounds how often a job may be retried.
 	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100"`
+	// QueueMaxAge is how long the oldest waiting work of an operation may wait; beyond it, submissions of
+	// that operation are answered 429.
+	QueueMaxAge time.Duration `env:"QUEUE_MAX_AGE" envDefault:"30m"`
+	// QueueRefresh is how often the queues are looked at.
+	QueueRefresh time.Duration `env:"QUEUE_REFRESH_INTERVAL" envDefault:"1s"`
+	// MaxSpoolBytes bounds what the uploads in progress take on disk, all together.
+	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824"`
 	// SpoolDir holds uploads while they arrive.
 	SpoolDir string `env:"SPOOL_DIR"`
 }
@@ -82,6 +90,15 @@ func (c Config) Validate() error {
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
 	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
+	if c.MaxSpoolBytes < c.MaxUploadBytes {
+		faults = append(faults, fmt.Errorf("SPOOL_MAX_BYTES is %d: it must be MAX_UPLOAD_BYTES, %d, or more", c.MaxSpoolBytes, c.MaxUploadBytes))
+	}
+	if c.QueueMaxAge < time.Second {
+		faults = append(faults, fmt.Errorf("QUEUE_MAX_AGE is %s: it must be 1s or more", c.QueueMaxAge))
+	}
+	if c.QueueRefresh < 50*time.Millisecond || c.QueueRefresh > queuesStaleAfter/2 {
+		faults = append(faults, fmt.Errorf("QUEUE_REFRESH_INTERVAL is %s: it must be from 50ms to %s", c.QueueRefresh, queuesStaleAfter/2))
+	}
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL,
 		"IDEMPOTENCY_SETTLE": c.IdempotencySettle} {
 		if d < 100*time.Millisecond {
@@ -124,8 +141,11 @@ type Server struct {
 	// once would both ask for the same revision, and of those the log takes one. Of two
 	// processes each may have such a request: then one of them is answered, and not done.
 	retrying sync.Mutex
-	mux      *http.ServeMux
-	spec     []byte
+	// spooled counts the bytes that uploads in progress have on disk.
+	spooled atomic.Int64
+	watcher watcher
+	mux     *http.ServeMux
+	spec    []byte
 }
 
 // New makes the server; it is an http.Handler.

@@ -275,7 +275,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "lib", filepath.Base(library)), content, 0o644))
 	}
 	p := prepare(t, map[string]string{"PIXTOOLS_DATA_DIR": filepath.Join(dir, "data"), "HOME": dir, "SPOOL_DIR": filepath.Join(dir, "spool")})
-	p.log = &bytes.Buffer{}
+	p.log = &lockedBuffer{}
 	p.cmd = exec.Command(program, "serve")
 	p.cmd.Dir, p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = dir, p.env, p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
