@@ -185,7 +185,6 @@ func TestConsumersCountAlike(t *testing.T) {
 	env["MAX_IMAGE_SIDE"] = "20000" // more than WebP can hold
 	p := run(t, env)
 
-	const jobs, atOnce = 60, 8
 	whole := pngOf(t, picture(40, 40))
 	kinds := [][]part{
 		{file("a.png", "image/png", whole), field("operations", `["webp"]`)},
@@ -193,51 +192,66 @@ func TestConsumersCountAlike(t *testing.T) {
 		{file("a.png", "image/png", pngOf(t, picture(16400, 2))), field("operations", `["webp","jpg"]`)},
 		{file("a.png", "image/png", whole), field("operations", `["jpg","avif"]`)},
 	}
-	ids := make([]string, jobs)
+	outcomes := []string{"SUCCEEDED", "FAILED", "PARTIAL", "SUCCEEDED"}
+	count := func(language string) tally {
+		env := []string{"KAFKA_BROKERS=" + env["KAFKA_BROKERS"], "CONSUMER_GROUP=example-" + language}
+		return readTally(t, consume(t, language, env, "--until-end"))
+	}
+
+	// One job of each kind after the other, until all have read; then one more of each.
 	var load errgroup.Group
-	load.SetLimit(atOnce)
-	submitted := make(chan struct{}, jobs)
-	submitting := make(chan error)
-	go func() {
-		for i := range jobs {
-			load.Go(func() error {
-				var err error
-				ids[i], err = p.insist(t.Context(), kinds[i%len(kinds)]...)
-				submitted <- struct{}{}
-				return err
-			})
+	stop, ids := make(chan struct{}), make([][]string, len(kinds))
+	for kind, parts := range kinds {
+		load.Go(func() error {
+			for last := false; !last; {
+				select {
+				case <-stop:
+					last = true
+				default:
+				}
+				id, err := p.insist(t.Context(), parts...)
+				if err != nil {
+					return err
+				}
+				ids[kind] = append(ids[kind], id)
+				if _, err := p.job(id); err != nil { // waits a moment for its end
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	eventually(t, "a job's end", func() error {
+		if now, _ := audit(t, kafka.Brokers()); len(now.Finals) == 0 {
+			return errors.New("none has ended")
 		}
-		submitting <- load.Wait()
-	}()
-	for range atOnce {
-		<-submitted
-	}
-	counts := map[string]tally{}
-	group := func(language string) []string {
-		return []string{"KAFKA_BROKERS=" + env["KAFKA_BROKERS"], "CONSUMER_GROUP=example-" + language}
-	}
+		return nil
+	})
+	first := map[string]tally{}
 	for _, language := range languages {
-		counts[language] = readTally(t, consume(t, language, group(language), "--until-end"))
+		first[language] = count(language)
 	}
-	require.NoError(t, <-submitting)
-	outcomes := map[string]int{"CANCELLED": 1} // the one of disturb
-	for _, id := range ids {
-		outcomes[*p.ended(id).Outcome]++
+	close(stop)
+	require.NoError(t, load.Wait())
+	finals := map[string]int{"CANCELLED": 1} // the one of disturb
+	for kind, jobs := range ids {
+		finals[outcomes[kind]] += len(jobs)
+		for _, id := range jobs {
+			require.Equal(t, outcomes[kind], *p.ended(id).Outcome)
+		}
 	}
 	p.kill()
 	disturb(t, kafka.Brokers())
 
 	want, _ := audit(t, kafka.Brokers())
-	require.Equal(t, outcomes, want.Finals, "the audit")
-	require.Equal(t, map[string]int{"SUCCEEDED": jobs / 2, "PARTIAL": jobs / 4, "FAILED": jobs / 4, "CANCELLED": 1}, want.Finals)
+	require.Equal(t, finals, want.Finals, "the audit")
 	require.Equal(t, []int{1, 1, 1}, []int{want.Repeats, want.Unknown, want.Broken})
 	for _, language := range languages {
-		first, second := counts[language], readTally(t, consume(t, language, group(language), "--until-end"))
-		t.Logf("%s: %d events, then %d: finals %v", language, first.Events, second.Events, second.and(first).Finals)
-		require.Positive(t, first.Events, language)
-		require.Equal(t, want, first.and(second), language)
-		none := readTally(t, consume(t, language, group(language), "--until-end"))
-		require.Equal(t, tally{Finals: map[string]int{}}, none, "%s: nothing is left", language)
+		second := count(language)
+		t.Logf("%s: %d events, then %d; finals %v", language, first[language].Events, second.Events, first[language].and(second).Finals)
+		require.Positive(t, first[language].Events, language)
+		require.Equal(t, want, first[language].and(second), language)
+		require.Equal(t, tally{Finals: map[string]int{}}, count(language), "%s: nothing is left", language)
 	}
 }
 
