@@ -36,7 +36,7 @@ install_kafka() {
 		return 0
 	fi
 	missing=""
-	command -v java >/dev/null || missing="$missing default-jre-headless"
+	command -v java >/dev/null || missing="$missing default-jdk-headless"
 	command -v mvn >/dev/null || missing="$missing maven"
 	# shellcheck disable=SC2086 # a list of words
 	[ -z "$missing" ] || apt_install $missing
