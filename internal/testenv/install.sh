@@ -59,6 +59,7 @@ install_kafkatools() {
 	if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$KAFKA_TOOLS" ]; then
 		return 0
 	fi
+	command -v mvn >/dev/null || apt_install maven
 	rm -rf "$BUILD/kafka-tools"
 	mkdir -p "$BUILD/kafka-tools"
 	mvn -B -q -C org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy \
