@@ -25,6 +25,7 @@ test: native testdeps schemas ## run all tests, with real Kafka, PostgreSQL, Red
 
 schemas: native ## check the public contract: buf lint and breaking, AsyncAPI, OpenAPI, nothing stale
 	@sh schemas/check.sh
+	@sh schemas/gate_test.sh
 
 lint: native schemas ## run the linters, and check the public contract
 	@sh internal/lint/install.sh go

@@ -36,12 +36,14 @@ import (
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
+	"github.com/pixtools/pixtools/internal/registry"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/models"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
 	"github.com/pixtools/pixtools/projections"
+	"github.com/pixtools/pixtools/schemas"
 )
 
 // needed says which parts a role works with: it starts without the others, which may be
@@ -155,6 +157,10 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		case err := <-parts.Failed():
 			return fmt.Errorf("an embedded part ended: %w; start pixtools again", err)
 		}
+	})
+	group.Go(func() error {
+		s.announceSchemas(ctx)
+		return nil
 	})
 	waits := s.neededBy(roles)
 	s.waiting.expect(slices.Sorted(maps.Keys(waits))...)
@@ -359,6 +365,20 @@ func (s *services) prepareLog(ctx context.Context) error {
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
 	s.logID = id
 	return err
+}
+
+// announceSchemas tells the schema registry, where there is one, of every event. All
+// processes do: it changes nothing where another was first, and no role is asked of that
+// would have to run.
+func (s *services) announceSchemas(ctx context.Context) {
+	if s.cfg.Registry.URL == "" {
+		return
+	}
+	var subjects []string
+	for _, m := range events.Catalogue() {
+		subjects = append(subjects, string(m.ProtoReflect().Descriptor().FullName()))
+	}
+	registry.Announce(ctx, s.cfg.Registry, subjects, schemas.Events, s.log)
 }
 
 func (s *services) prepareDatabase(ctx context.Context) error {

@@ -75,24 +75,38 @@ type broker struct {
 // replication factor of 3 where there are as many brokers, and then need 2 in sync.
 // An empty dir means a directory that is removed by Stop, or by a later start.
 func StartKafka(dir string, n int) (*KafkaCluster, error) {
+	c, err := newCluster(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.configure(n); err != nil {
+		return nil, err
+	}
+	if err := c.start(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func newCluster(dir string) (*KafkaCluster, error) {
 	libs, err := kafkaLibs()
 	if err != nil {
 		return nil, err
 	}
 	c := &KafkaCluster{dir: dir, ownDir: dir == "", libs: libs}
 	if c.ownDir {
-		if c.dir, err = runDir(filepath.Dir(libs)); err != nil {
-			return nil, err
-		}
+		c.dir, err = runDir(filepath.Dir(libs))
 	}
-	if err := c.configure(n); err != nil {
-		return nil, err
-	}
-	if err := c.startAll(); err != nil {
+	return c, err
+}
+
+// start leaves nothing behind where it fails.
+func (c *KafkaCluster) start() error {
+	err := c.startAll()
+	if err != nil {
 		c.Stop()
-		return nil, err
 	}
-	return c, nil
+	return err
 }
 
 // kafkaLibs installs the jars where they are missing. Test processes run side by
@@ -166,15 +180,19 @@ func (c *KafkaCluster) configure(n int) error {
 			return err
 		}
 		properties := b.properties(i+1, ports[n+i], strings.Join(voters, ","), min(3, n))
-		if err := os.WriteFile(b.file("server.properties"), []byte(properties), 0o644); err != nil {
-			return err
-		}
-		if err := os.WriteFile(b.file("log4j2.properties"), []byte(kafkaLogging), 0o644); err != nil {
+		if err := b.write(properties); err != nil {
 			return err
 		}
 		c.brokers = append(c.brokers, b)
 	}
 	return nil
+}
+
+func (b *broker) write(properties string) error {
+	if err := os.WriteFile(b.file("server.properties"), []byte(properties), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(b.file("log4j2.properties"), []byte(kafkaLogging), 0o644)
 }
 
 const kafkaLogging = `rootLogger.level = warn
@@ -270,7 +288,7 @@ func (c *KafkaCluster) java(b *broker, args ...string) *exec.Cmd {
 	return exec.Command("java", append([]string{
 		"-Xmx" + kafkaHeap, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
 		"-Dlog4j2.configurationFile=" + b.file("log4j2.properties"),
-		"-cp", filepath.Join(c.libs, "*"),
+		"-cp", filepath.Join(c.libs, "*") + ":" + filepath.Join(c.dir, "classes"),
 	}, args...)...)
 }
 
