@@ -165,6 +165,8 @@ func (w *wanted) show(ctx context.Context, follow bool, out io.Writer) error {
 type parts struct {
 	// running: only those of a PixTools that runs; fresh: a new directory may be made.
 	running, fresh bool
+	// scratch is a directory to use where there is no embedded log.
+	scratch string
 
 	cfg     config
 	log     *slog.Logger
@@ -180,6 +182,9 @@ func (p *parts) open(ctx context.Context, needs embedded.Needs) error {
 	p.cfg = cfg
 	p.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
 	missing := cfg.needs()
+	if p.scratch != "" && missing.Kafka && !embedded.Exists(cfg.Embedded) {
+		p.cfg.Embedded.DataDir = p.scratch
+	}
 	needs = embedded.Needs{Kafka: needs.Kafka && missing.Kafka, Postgres: needs.Postgres && missing.Postgres, S3: needs.S3 && missing.S3}
 	holder, err := p.embedded(ctx, needs)
 	if err != nil {
@@ -272,4 +277,3 @@ func (m *meter) finish() {
 		_ = m.bar.Finish()
 	}
 }
-
