@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -109,6 +110,27 @@ type content struct {
 	records int64
 	hash    hash.Hash
 	sum     [sha256.Size]byte
+	// gaps are where offsets run ahead of the number of records, since something else
+	// stands in between: the embedded broker marks where an earlier run was cut off. end is
+	// the offset of the next record.
+	gaps []gap
+	end  int64
+}
+
+// gap: from that record on, offsets are so much ahead.
+type gap struct{ record, ahead int64 }
+
+// offsetOf is where a partition's record of that number lies, or will: of those that are
+// not there yet, each follows the one before.
+func (c *content) offsetOf(record int64) int64 {
+	if record >= c.records {
+		return c.end + record - c.records
+	}
+	after := sort.Search(len(c.gaps), func(i int) bool { return c.gaps[i].record > record })
+	if after == 0 {
+		return record
+	}
+	return record + c.gaps[after-1].ahead
 }
 
 func newPlan(topic string, partitions int) *plan {
@@ -229,7 +251,11 @@ func (b *Brokers) contents(ctx context.Context, t *Topic, into []content, progre
 	count := counter(t.Ranges, progress)
 	err := b.Read(ctx, t.Name, t.Ranges, func(r *kgo.Record) error {
 		count(r)
-		into[r.Partition].add(r)
+		c := &into[r.Partition]
+		if c.offsetOf(c.records-1)+1 < r.Offset {
+			c.gaps = append(c.gaps, gap{c.records, r.Offset - c.records})
+		}
+		c.add(r)
 		return nil
 	})
 	if err != nil {
@@ -237,11 +263,7 @@ func (b *Brokers) contents(ctx context.Context, t *Topic, into []content, progre
 	}
 	for partition := range into {
 		c := &into[partition]
-		c.sum = [sha256.Size]byte(c.hash.Sum(nil))
-		// Of an import, offsets are without gaps. Gaps are marks of transactions.
-		if end := t.Written[int32(partition)]; c.records != end {
-			return fmt.Errorf("partition %d has marks of transactions", partition)
-		}
+		c.sum, c.end = [sha256.Size]byte(c.hash.Sum(nil)), t.Written[int32(partition)]
 	}
 	return nil
 }
@@ -281,7 +303,7 @@ func (j *importing) offsets(ctx context.Context) error {
 			return fmt.Errorf("ask for the offsets of group %s: %w", group, err)
 		}
 		for partition, found := range j.plans[events.Topic].found {
-			if at, ok := offsets.Lookup(events.Topic, int32(partition)); ok && at.Err == nil && at.At > found.records {
+			if at, ok := offsets.Lookup(events.Topic, int32(partition)); ok && at.Err == nil && at.At > found.end {
 				return fmt.Errorf("the group %s has read partition %d up to offset %d, of an earlier log: remove its offsets with kafka-consumer-groups.sh --delete-offsets --group %s --topic %s",
 					group, partition, at.At, group, events.Topic)
 			}
@@ -307,10 +329,10 @@ func (j *importing) plan(ctx context.Context) error {
 			w := &p.written[to]
 			here := Place{Partition: r.Partition, Offset: r.Offset}
 			if _, wanted := j.places[here]; wanted && name == events.Topic {
-				j.places[here] = Place{Partition: to, Offset: w.records}
+				j.places[here] = Place{Partition: to, Offset: p.found[to].offsetOf(w.records)}
 			}
 			if name == events.Topic {
-				j.follow(r, to, w.records)
+				j.follow(r, to, p.found[to].offsetOf(w.records))
 			}
 			w.add(r)
 			if found := p.found[to]; w.records == found.records && [sha256.Size]byte(w.hash.Sum(nil)) != found.sum {
@@ -558,8 +580,9 @@ func (j *importing) compare(ctx context.Context) error {
 			return fmt.Errorf("what was written to %s is not what was to be: %w", name, err)
 		}
 		for partition, w := range j.plans[name].written {
-			if is[partition].records != w.records || is[partition].sum != w.sum {
-				return fmt.Errorf("what was written to %s is not what was to be: partition %d has %d records, and was to have %d", name, partition, is[partition].records, w.records)
+			if is[partition].records != w.records || is[partition].sum != w.sum || is[partition].end != j.plans[name].found[partition].offsetOf(w.records) {
+				return fmt.Errorf("what was written to %s is not what was to be: partition %d has %d records up to offset %d, and was to have %d up to %d; did somebody else write?",
+					name, partition, is[partition].records, is[partition].end, w.records, j.plans[name].found[partition].offsetOf(w.records))
 			}
 		}
 	}
@@ -574,7 +597,7 @@ func (j *importing) place(ctx context.Context) error {
 	for operation, group := range j.Workers {
 		first := make([]int64, len(j.plans[events.Topic].written))
 		for partition, w := range j.plans[events.Topic].written {
-			first[partition] = w.records
+			first[partition] = j.plans[events.Topic].found[partition].offsetOf(w.records)
 		}
 		for _, o := range j.open {
 			if at, waits := o.asked[operation]; waits {
