@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -95,8 +94,10 @@ type Saga struct {
 	// which partitions were revoked.
 	mu         sync.Mutex
 	partitions map[int32]*memory
-	// owned are the partitions assigned to us, in memory or not.
+	// owned are the partitions assigned to us, in memory or not; read is how far those are
+	// folded of which something came since the last commit that failed.
 	owned map[int32]bool
+	read  map[int32]int64
 	// losses counts calls of forget: what was read before one may be out of date after it.
 	losses int
 }
@@ -107,6 +108,8 @@ type memory struct {
 	// ended lists the ids of ended jobs, the longest ended first; open are the others'.
 	ended []string
 	open  map[string]struct{}
+	// known is what the log tells already of what is still to be folded; nil after that.
+	known *known
 }
 
 func newMemory() *memory { return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}} }
@@ -116,7 +119,7 @@ func newMemory() *memory { return &memory{jobs: map[string]*events.Job{}, open: 
 // has as many partitions as the log, or fewer.
 func NewSaga(cfg SagaConfig, transactionalID string, logPartitions, changelogPartitions int32, log *slog.Logger, opts ...kgo.Opt) *Saga {
 	return &Saga{cfg: cfg, opts: opts, id: transactionalID, logPartitions: logPartitions, changelogPartitions: changelogPartitions,
-		log: log, partitions: map[int32]*memory{}, owned: map[int32]bool{}}
+		log: log, partitions: map[int32]*memory{}, owned: map[int32]bool{}, read: map[int32]int64{}}
 }
 
 // partitioner puts events where every Kafka client puts them, and the changelog's
@@ -156,6 +159,7 @@ func (s *Saga) session(ctx context.Context) error {
 		kgo.ConsumeTopics(events.Topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that the log's end is seen to be reached
 		// Without this, brokers of Kafka 4 were seen to stall a producer for five
 		// seconds now and then just after a transaction's end.
 		kgo.MetadataMinAge(250*time.Millisecond),
@@ -188,7 +192,7 @@ func (s *Saga) session(ctx context.Context) error {
 			return err
 		}
 		if now := time.Now(); !now.Before(nextTick) {
-			if err := s.tick(ctx, now, p); err != nil {
+			if err := s.tick(ctx, session.Client(), now, p); err != nil {
 				return err
 			}
 			nextTick = now.Add(s.cfg.TickInterval)
@@ -252,10 +256,12 @@ func (s *Saga) forget(_ context.Context, _ *kgo.Client, lost map[string][]int32)
 	if lost == nil {
 		clear(s.partitions)
 		clear(s.owned)
+		clear(s.read)
 	}
 	for _, p := range lost[events.Topic] {
 		delete(s.partitions, p)
 		delete(s.owned, p)
+		delete(s.read, p)
 	}
 }
 
@@ -266,28 +272,48 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 		if broken != nil || len(f.Records) == 0 {
 			return
 		}
-		c, err := s.changesOf(ctx, p, f.Partition)
-		if err != nil {
-			broken = err
-			return
+		read := f.Records[len(f.Records)-1].Offset + 1
+		f.Records = slices.DeleteFunc(f.Records, func(r *kgo.Record) bool { return r.Attrs.IsControl() })
+		if len(f.Records) > 0 {
+			if broken = s.decideAll(ctx, p, f); broken != nil {
+				return
+			}
 		}
-		for _, r := range f.Records {
-			s.apply(c, r)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.owned[f.Partition] { // and was not taken from us meanwhile
+			s.read[f.Partition] = read
 		}
-		if p.records == 0 {
-			p.since = time.Now()
-		}
-		p.records += len(f.Records)
 	})
 	return broken
 }
 
-// changesOf is what is pending of a partition.
-func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*changeSet, error) {
+// decideAll folds one partition's records.
+func (s *Saga) decideAll(ctx context.Context, p *pending, f kgo.FetchTopicPartition) error {
+	c, err := s.changesOf(ctx, p, f.Partition, f.Records[0].Offset)
+	if err != nil {
+		return err
+	}
+	for _, r := range f.Records {
+		if err := s.apply(ctx, c, r); err != nil {
+			return err
+		}
+		c.next = r.Offset + 1
+	}
+	if p.records == 0 {
+		p.since = time.Now()
+	}
+	p.records += len(f.Records)
+	return nil
+}
+
+// changesOf is what is pending of a partition; next is the offset to fold next, or -1
+// where the partition is read to its end.
+func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32, next int64) (*changeSet, error) {
 	if c := p.changes[partition]; c != nil {
 		return c, nil
 	}
-	memory, err := s.memoryOf(ctx, partition)
+	memory, err := s.memoryOf(ctx, partition, next)
 	if err != nil {
 		return nil, fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
 	}
@@ -297,17 +323,20 @@ func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*cha
 }
 
 // tick ends revisions that are open for longer than JobDeadline. It looks into every
-// partition that is ours: one whose jobs wait for a worker that is not there may get no
-// record that would have its state read.
-func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
-	s.mu.Lock()
-	owned := slices.Sorted(maps.Keys(s.owned))
-	s.mu.Unlock()
-	for _, partition := range owned {
+// partition that is ours and read to its end: one whose jobs wait for a worker that is not
+// there may get no record that would have its state read. In one that is not read to its
+// end, an open job may have ended long ago.
+func (s *Saga) tick(ctx context.Context, client *kgo.Client, now time.Time, p *pending) error {
+	partitions, err := s.caughtUp(ctx, client)
+	if err != nil {
+		s.log.Warn("the saga cannot look for jobs that are late", "error", err)
+		return ctx.Err()
+	}
+	for _, partition := range partitions {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		memory, err := s.memoryOf(ctx, partition)
+		memory, err := s.memoryOf(ctx, partition, -1)
 		if err != nil {
 			return fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
 		}
@@ -315,7 +344,7 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
 		if len(late) == 0 {
 			continue
 		}
-		c, err := s.changesOf(ctx, p, partition)
+		c, err := s.changesOf(ctx, p, partition, -1)
 		if err != nil {
 			return err
 		}
@@ -366,6 +395,9 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 		// A rebalance came first. The session goes back to the committed offsets;
 		// our memory was not changed yet.
 		s.log.Info("saga transaction aborted by a rebalance; its records will be read again")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		clear(s.read)
 		return nil
 	}
 	s.mu.Lock()
@@ -378,22 +410,29 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 
 // apply folds one record and, if that settles its job, ends the job. What cannot be read,
 // or panics, is a dead letter, and its job ends without it.
-func (s *Saga) apply(c *changeSet, r *kgo.Record) {
+func (s *Saga) apply(ctx context.Context, c *changeSet, r *kgo.Record) error {
 	e, err := events.Decode(r)
 	if errors.Is(err, events.ErrUnknownType) {
-		return
+		return nil
 	}
 	if err != nil {
+		if told, err := s.wasRefused(ctx, c, r); told || err != nil {
+			return err
+		}
 		s.log.Error("a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
 		s.guard(string(r.Key), func() error { return s.told(c.refuse(r, events.CodeUndecodable, err.Error(), "")) })
-		return
+		return nil
 	}
 	if _, ok := e.Message.(*events.OperationStarted); ok {
-		return // says nothing of a job's end: not worth a state to keep
+		return nil // says nothing of a job's end: not worth a state to keep
 	}
 	if fault := s.guard(e.JobID, func() error { return s.told(c.take(e)) }); fault != nil {
+		if told, err := s.wasRefused(ctx, c, r); told || err != nil {
+			return err
+		}
 		s.guard(e.JobID, func() error { return s.told(c.refuse(r, events.CodePanic, fault.message, fault.stack)) })
 	}
+	return nil
 }
 
 // told writes ends into the log file.
@@ -427,7 +466,7 @@ func (s *Saga) guard(job string, work func() error) (broken *fault) {
 // then the group has told us the committed offset, and it does so only once no
 // transaction on it is open: what an earlier owner committed is all in the
 // changelog, and what it did not commit we will be given again.
-func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
+func (s *Saga) memoryOf(ctx context.Context, partition int32, next int64) (*memory, error) {
 	s.mu.Lock()
 	m, ok := s.partitions[partition]
 	losses := s.losses
@@ -438,6 +477,11 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 	m, err := s.restore(ctx, partition)
 	if err != nil {
 		return nil, err
+	}
+	if next >= 0 {
+		if m.known, err = s.look(ctx, partition, next); err != nil {
+			return nil, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

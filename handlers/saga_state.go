@@ -72,6 +72,8 @@ type changeSet struct {
 	newest time.Time
 	// expired counts the entries of memory.ended that this batch looked at.
 	expired int
+	// next is the offset after the last record folded.
+	next int64
 }
 
 func newChangeSet(m *memory) *changeSet {
@@ -89,9 +91,13 @@ func (c *changeSet) state(id string) *events.Job {
 func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
 	state := c.fold(e)
 	// The event's own time, not a clock's: another run of the same log decides the same.
-	ends, err = commands.Finalize{Cause: e, At: e.Time}.Decide(state)
-	for _, end := range ends {
+	decided, err := commands.Finalize{Cause: e, At: e.Time}.Decide(state)
+	for _, end := range decided {
+		if c.memory.known.has(end.ID) {
+			continue // it is folded when it comes, in its place
+		}
 		c.emit(end)
+		ends = append(ends, end)
 	}
 	return ends, err
 }
@@ -131,6 +137,9 @@ func (c *changeSet) giveUp(job *events.Job, give commands.GiveUp) (ends []events
 		return nil, err
 	}
 	for _, failed := range failures {
+		if c.memory.known.has(failed.ID) {
+			continue
+		}
 		c.emitted = append(c.emitted, failed)
 		more, err := c.take(failed)
 		if err != nil {
@@ -210,6 +219,9 @@ func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
 
 // commit brings the changes into the memory.
 func (c *changeSet) commit() {
+	if k := c.memory.known; k != nil && c.next >= k.until {
+		c.memory.known = nil
+	}
 	c.memory.ended = c.memory.ended[c.expired:]
 	for id, job := range c.jobs {
 		if job == nil {
