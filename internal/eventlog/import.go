@@ -271,9 +271,11 @@ func (b *Brokers) contents(ctx context.Context, t *Topic, into []content, progre
 // idle refuses to write under services that run: they would take in, and answer, half a
 // job's events.
 func (b *Brokers) idle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	groups, err := kadm.NewClient(b.admin).ListGroups(ctx)
+	var groups kadm.ListedGroups
+	err := persist(ctx, func(ctx context.Context) (err error) {
+		groups, err = kadm.NewClient(b.admin).ListGroups(ctx)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("ask which consumer groups there are: %w", err)
 	}
@@ -292,10 +294,12 @@ func (j *importing) offsets(ctx context.Context) error {
 	for _, group := range j.Workers {
 		groups = append(groups, group)
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
 	for _, group := range groups {
-		offsets, err := kadm.NewClient(j.brokers.admin).FetchOffsets(ctx, group)
+		var offsets kadm.OffsetResponses
+		err := persist(ctx, func(ctx context.Context) (err error) {
+			offsets, err = kadm.NewClient(j.brokers.admin).FetchOffsets(ctx, group)
+			return err
+		})
 		if errors.Is(err, kerr.GroupIDNotFound) {
 			continue
 		}
@@ -592,8 +596,6 @@ func (j *importing) compare(ctx context.Context) error {
 // place sets the groups of operations to their first unfinished work. From there they read
 // and fold to the end, as after any restart; where nothing is open, they begin at the end.
 func (j *importing) place(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
 	for operation, group := range j.Workers {
 		first := make([]int64, len(j.plans[events.Topic].written))
 		for partition, w := range j.plans[events.Topic].written {
@@ -608,7 +610,10 @@ func (j *importing) place(ctx context.Context) error {
 		for partition, at := range first {
 			offsets.AddOffset(events.Topic, int32(partition), at, -1)
 		}
-		if err := kadm.NewClient(j.brokers.admin).CommitAllOffsets(ctx, group, offsets); err != nil {
+		err := persist(ctx, func(ctx context.Context) error {
+			return kadm.NewClient(j.brokers.admin).CommitAllOffsets(ctx, group, offsets)
+		})
+		if err != nil {
 			return fmt.Errorf("set the offsets of group %s: %w; import again to go on", group, err)
 		}
 	}

@@ -128,6 +128,27 @@ func (b *Brokers) writtenSince(ctx context.Context, t *Topic, at time.Time) (map
 	return found, err
 }
 
+// askAgain is the pause between two questions that brokers could not answer yet.
+const askAgain = 250 * time.Millisecond
+
+// persist asks again while the answer is that there is none yet, as of a cluster that has
+// just begun.
+func persist(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	for {
+		err := ask(ctx)
+		if err == nil || !kerr.IsRetriable(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(askAgain):
+		}
+	}
+}
+
 // PartitionOf is where Kafka's clients put a key: murmur2.
 func PartitionOf(key []byte, partitions int) int32 {
 	hash := kgo.StickyKeyPartitioner(nil).ForTopic("")
