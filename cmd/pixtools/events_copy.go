@@ -170,6 +170,10 @@ func (c *copying) lose(key, why string) {
 }
 
 func (c *copying) load(ctx context.Context) error {
+	// Before anything is started for it.
+	if _, err := eventlog.Look(c.dir, c.blobs, c.secrets); err != nil {
+		return err
+	}
 	c.parts.fresh = true
 	if c.dry {
 		// What is not there yet is not made for a dry run either: elsewhere, for its time.

@@ -170,16 +170,24 @@ func (c *content) add(r *kgo.Record) {
 	}
 }
 
+// Look reads what an export says of itself, and refuses one that lacks what is wanted of it.
+func Look(dir string, objects, keys bool) (*Manifest, error) {
+	m, err := openManifest(dir)
+	switch {
+	case err != nil:
+		return nil, err
+	case objects && m.Objects == nil:
+		return nil, fmt.Errorf("%s has no objects: it was exported without --with-blobs", dir)
+	case keys && m.Secrets == nil:
+		return nil, fmt.Errorf("%s has no keys: it was exported without --with-secrets", dir)
+	}
+	return m, nil
+}
+
 // check reads every file that is to be used, and refuses a damaged one.
 func (j *importing) check(ctx context.Context) (err error) {
-	if j.manifest, err = openManifest(j.Dir); err != nil {
+	if j.manifest, err = Look(j.Dir, j.WithObjects, j.WithSecrets); err != nil {
 		return err
-	}
-	if j.WithObjects && j.manifest.Objects == nil {
-		return fmt.Errorf("%s has no objects: it was exported without --with-blobs", j.Dir)
-	}
-	if j.WithSecrets && j.manifest.Secrets == nil {
-		return fmt.Errorf("%s has no keys: it was exported without --with-secrets", j.Dir)
 	}
 	for i, f := range j.manifest.Files {
 		if err := ctx.Err(); err != nil {
