@@ -225,11 +225,17 @@ func endedAs(s, told *Job, m *OperationRetryRequested) bool {
 			if (before.GetPhase() == completed) != (op.GetPhase() == completed) {
 				return false
 			}
-		case before.GetPhase() != op.GetPhase():
+		case before.GetPhase() != op.GetPhase(), op.GetPhase() == completed && !sameWork(before, op):
 			return false
 		}
 	}
 	return true
+}
+
+// sameWork says whether two completions are of the same attempt. Their artifacts do not
+// say: one may have been replaced since.
+func sameWork(a, b *OperationState) bool {
+	return a.GetAttempt() == b.GetAttempt() && a.GetEngine() == b.GetEngine() && proto.Equal(a.GetCpuTime(), b.GetCpuTime())
 }
 
 func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -131,6 +132,8 @@ func TestRetryTellsTheTruth(t *testing.T) {
 		"forgot it":        foldAll(retry),
 		"thinks it open":   foldAll(requested(), retry),
 		"thinks it failed": foldAll(requested(), failed(1, "webp"), failed(1, "avif"), end, retry),
+		"completed it again": foldAll(requested(), &OperationCompleted{Revision: 1, Operation: "webp", Attempt: 1, CpuTime: durationpb.New(time.Second)},
+			failed(1, "avif"), end, &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, failed(2, "avif"), final(2, Outcome_OUTCOME_PARTIAL), retry),
 		"failed, and again": foldAll(requested(), failed(1, "webp"), failed(1, "avif"), end,
 			&OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, failed(2, "avif"), final(2, Outcome_OUTCOME_FAILED), retry),
 	} {

@@ -84,14 +84,12 @@ func (w *world) call() {
 		w.redrive(j)
 	case n < 14:
 		w.poison(j.id)
-	case n < 15:
-		decided = w.webhook(state)
-	case n < 16 && w.touch(j.id, "replaced"):
-		w.replace(state)
 	case n < 17:
-		w.writeAsBefore(state)
+		decided = w.webhook(state)
+	case n < 18 && w.touch(j.id, "replaced"):
+		w.replace(state)
 	default:
-		return
+		w.writeAsBefore(state)
 	}
 	for _, e := range decided {
 		w.send(e)

@@ -152,7 +152,8 @@ func (l *simLog) compact(w *world) {
 			kept = append(kept, r)
 		}
 	}
-	*c = append(kept, (*c)[len(old):]...)
+	kept = append(kept, (*c)[len(old):]...)
+	*c = kept
 }
 
 // byKey orders a transaction's records of the changelog, which the saga writes in any order.

@@ -107,7 +107,7 @@ func drawOdds(r *rand.Rand) odds {
 		}
 		return most
 	}
-	return odds{crash: one(0.1), abort: one(0.5), rebalance: one(0.1), repeat: one(0.5), lose: one(0.1), forget: one(0.3), jump: one(0.1)}
+	return odds{crash: one(0.1), abort: one(0.5), rebalance: one(0.1), repeat: one(0.5), lose: one(0.1), forget: one(0.3), jump: one(0.2)}
 }
 
 // once is true with a probability, as long as things go wrong.
@@ -197,7 +197,7 @@ func (w *world) run() {
 	// Some are quick and some slow, in each world others.
 	acts := []func(){w.call, w.deliver, w.work, w.stepSaga, func() { w.project() }, w.disturb}
 	var turns []func()
-	for i, most := range []int{2, 6, 8, 8, 3, 2} {
+	for i, most := range []int{3, 6, 8, 8, 3, 2} {
 		for range 1 + w.IntN(most) {
 			turns = append(turns, acts[i])
 		}
