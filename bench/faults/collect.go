@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,8 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"bytes"
-
+	"github.com/caarlos0/env/v11"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -180,17 +180,17 @@ func (p *parts) rows(ctx context.Context) ([]history.Row, error) {
 	})
 }
 
-const (
-	// downloads at once.
-	downloads = 8
-	s3Timeout = time.Minute
-)
+// downloads at once.
+const downloads = 8
 
 // objects reads every object of the bucket.
 func (p *parts) objects(ctx context.Context) (map[string]history.Object, error) {
-	store, err := blob.New(ctx, blob.Config{AccessKeyID: p.s3.AccessKey, SecretAccessKey: p.s3.SecretKey, Region: p.s3.Region, Endpoint: p.s3.Endpoint,
-		Bucket: bucket, PresignExpirySeconds: 1, RetentionDays: 1, CallTimeout: s3Timeout, TransferTimeout: s3Timeout, ConnectTimeout: s3Timeout,
-		MaxAttempts: 3, MaxBackoff: time.Second, MaxIdleConns: downloads})
+	cfg, err := env.ParseAsWithOptions[blob.Config](env.Options{Environment: map[string]string{"AWS_ENDPOINT_URL": p.s3.Endpoint, "AWS_S3_BUCKET": bucket,
+		"AWS_REGION": p.s3.Region, "AWS_ACCESS_KEY_ID": p.s3.AccessKey, "AWS_SECRET_ACCESS_KEY": p.s3.SecretKey}})
+	if err != nil {
+		return nil, err
+	}
+	store, err := blob.New(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
