@@ -30,7 +30,7 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Links are signed anew at each read. Right after its submission a job is found, never 404."),
 		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
 		fuego.OptionQuery("wait", "Seconds to wait for the job's end; then it is answered as it is"),
-		problems(404, 422, 503))
+		problems(404, 422, 429, 503))
 	fuego.Post(f, "/api/jobs/{job_id}/cancel", s.cancel,
 		fuego.OptionOperationID("cancel"), fuego.OptionSummary("Cancel a job"),
 		fuego.OptionOverrideDescription("Operations without an outcome are given up; results that are there stay. What is being worked on is stopped."),

@@ -55,6 +55,8 @@ type Config struct {
 	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"1700ms"`
 	// LongestWait bounds what a client may ask for with wait=.
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
+	// MaxWaits bounds the queries that wait for a job's end; one more is answered 429.
+	MaxWaits int `env:"MAX_WAITING_READS" envDefault:"4096"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
 	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
 	// QueueMaxAge is how long the oldest waiting work of an operation may wait; beyond it, submissions of
@@ -79,6 +81,7 @@ func (c Config) Validate() error {
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
+	positive("MAX_WAITING_READS", int64(c.MaxWaits))
 	if c.MaxSpoolBytes < c.MaxUploadBytes {
 		faults = append(faults, fmt.Errorf("SPOOL_MAX_BYTES is %d: it must be MAX_UPLOAD_BYTES, %d, or more", c.MaxSpoolBytes, c.MaxUploadBytes))
 	}
@@ -118,6 +121,8 @@ type Server struct {
 	Parts
 	// uploads holds a token per upload in progress.
 	uploads chan struct{}
+	// waits holds a token per query that waits for a job's end.
+	waits chan struct{}
 	// spooled counts the bytes that uploads in progress have on disk.
 	spooled atomic.Int64
 	watcher watcher
@@ -127,7 +132,7 @@ type Server struct {
 
 // New makes the server; it is an http.Handler.
 func New(cfg Config, parts Parts) (*Server, error) {
-	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads)}
+	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads), waits: make(chan struct{}, cfg.MaxWaits)}
 	f := fuego.NewServer(
 		fuego.WithoutStartupMessages(), fuego.WithoutLogger(), fuego.WithoutAutoGroupTags(),
 		fuego.WithEngineOptions(

@@ -177,3 +177,53 @@ func TestUploadsArePressure(t *testing.T) {
 		})
 	}
 }
+
+// TestWaitsArePressure: more queries at once that wait for a job's end than MAX_WAITING_READS are answered 429; those
+// that do not wait are answered as ever.
+func TestWaitsArePressure(t *testing.T) {
+	variables := embeddedEnv(t)
+	variables["MAX_WAITING_READS"] = "1"
+	p := run(t, variables, "--roles=api,saga,projector")
+	id := p.submit(file("a.png", "image/png", pngOf(t, picture(8, 8))), field("operations", `["webp"]`))
+	get := func(wait string) (int, error) {
+		response, err := http.Get(p.base + "/api/jobs/" + id + "?wait=" + wait)
+		if err != nil {
+			return 0, err
+		}
+		response.Body.Close()
+		return response.StatusCode, nil
+	}
+	ended := make(chan int, 1)
+	go func() {
+		for { // one that comes while the test asks is refused itself
+			if status, err := get("60"); err != nil || status != http.StatusTooManyRequests {
+				ended <- status
+				return
+			}
+		}
+	}()
+	eventually(t, "429", func() error {
+		status, err := get("0.001")
+		if err == nil && status != http.StatusTooManyRequests {
+			err = fmt.Errorf("%d", status)
+		}
+		return err
+	})
+	status, err := get("0")
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status)
+	require.Equal(t, http.StatusAccepted, p.cancel(id).StatusCode)
+	select {
+	case status := <-ended:
+		require.Equal(t, http.StatusOK, status)
+	case <-within(t).Done():
+		t.Fatal("the query that waited was not answered")
+	}
+	eventually(t, "room again", func() error {
+		status, err := get("1")
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%d", status)
+		}
+		return err
+	})
+}
