@@ -199,6 +199,8 @@ func (w *awayWorld) unhealthyPart(t *testing.T, name string) {
 		}
 		require.Equal(t, want, state, dependency)
 	}
+	require.Equal(t, "unhealthy", health.Status)
+	require.Equal(t, api.HealthDetail{Status: health.Status, Dependencies: health.Dependencies}, *health.Detail)
 }
 
 // recovered wants that all which was accepted ends, and all which was not is accepted now.
