@@ -80,6 +80,14 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	}
 	var ended <-chan struct{}
 	if patience > 0 {
+		select {
+		case s.waits <- struct{}{}:
+			defer func() { <-s.waits }()
+		default:
+			p := problem(http.StatusTooManyRequests, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
+			p.RetryAfter = retryAfter
+			return Job{}, p
+		}
 		var stop func()
 		ended, stop = s.Reader.Watch(id) // before reading the job
 		defer stop()

@@ -121,24 +121,24 @@ func (s *Server) submit(ctx context.Context, u *upload, command commands.Submit)
 //   - Without Redis, or with one that came up empty a moment ago, two different requests
 //     under one key may both get into the log; so each waits for the one that counts and
 //     compares.
-//   - Without the read model, a key that Redis does not know may be an old one: nobody can
-//     tell.
+//   - Without the read model, Redis alone tells, and so of the last IdempotencyTTL. An older
+//     key would be taken for a new one: its job stays what it is. Without both nobody can tell.
 func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Submit) (submitted, error) {
 	known, err := s.Reader.Job(ctx, command.Tenant, command.JobID)
 	switch {
 	case err == nil:
 		_, err = command.Decide(known)
 		return submitted{jobID: command.JobID}, err
-	case errors.Is(err, projections.ErrUnavailable):
-		if s.writtenBefore(ctx, command) {
-			return submitted{jobID: command.JobID}, nil
-		}
-		return submitted{}, unavailable("The database cannot tell whether this idempotency key was used.", err)
-	case !errors.Is(err, projections.ErrNotFound):
+	case !errors.Is(err, projections.ErrNotFound) && !errors.Is(err, projections.ErrUnavailable):
 		return submitted{}, err
 	}
 	claim, sure := s.claim(ctx, command)
 	switch {
+	case !sure && claim != claimedAndWritten && errors.Is(err, projections.ErrUnavailable):
+		if claim == claimedNow {
+			s.release(ctx, command)
+		}
+		return submitted{}, unavailable("Neither Redis nor the database can tell whether this idempotency key was used.", err)
 	case sure && claim == claimedByOther:
 		return submitted{}, commands.KeyConflict()
 	case claim == claimedAndWritten:
@@ -260,12 +260,6 @@ func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int,
 		return claimedAndWritten, sure
 	}
 	return claimedByOther, sure
-}
-
-// writtenBefore says whether Redis knows that an equal request has its job in the log.
-func (s *Server) writtenBefore(ctx context.Context, command commands.Submit) bool {
-	there, err := s.Redis.Get(ctx, claimKey(command)).Result()
-	return err == nil && there == hex.EncodeToString(command.Fingerprint)+writtenMark
 }
 
 // confirm marks the key's job as written. Redis only saves work, so a failure is

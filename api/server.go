@@ -59,6 +59,8 @@ type Config struct {
 	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"1700ms"`
 	// LongestWait bounds what a client may ask for with wait=.
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
+	// MaxWaits bounds the queries that wait for a job's end; one more is answered 429.
+	MaxWaits int `env:"MAX_WAITING_READS" envDefault:"4096"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
 	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
 	// IdempotencySettle is for how long a Redis that came up empty is not believed that it
@@ -90,6 +92,7 @@ func (c Config) Validate() error {
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
 	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
+	positive("MAX_WAITING_READS", int64(c.MaxWaits))
 	if c.MaxSpoolBytes < c.MaxUploadBytes {
 		faults = append(faults, fmt.Errorf("SPOOL_MAX_BYTES is %d: it must be MAX_UPLOAD_BYTES, %d, or more", c.MaxSpoolBytes, c.MaxUploadBytes))
 	}
@@ -141,6 +144,8 @@ type Server struct {
 	// once would both ask for the same revision, and of those the log takes one. Of two
 	// processes each may have such a request: then one of them is answered, and not done.
 	retrying sync.Mutex
+	// waits holds a token per query that waits for a job's end.
+	waits chan struct{}
 	// spooled counts the bytes that uploads in progress have on disk.
 	spooled atomic.Int64
 	watcher watcher
@@ -150,7 +155,7 @@ type Server struct {
 
 // New makes the server; it is an http.Handler.
 func New(cfg Config, parts Parts) (*Server, error) {
-	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads), streams: make(chan struct{}, cfg.MaxStreams)}
+	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads), waits: make(chan struct{}, cfg.MaxWaits), streams: make(chan struct{}, cfg.MaxStreams)}
 	f := fuego.NewServer(
 		fuego.WithoutStartupMessages(), fuego.WithoutLogger(), fuego.WithoutAutoGroupTags(),
 		fuego.WithEngineOptions(

@@ -65,7 +65,7 @@ func ownServers(t *testing.T) (*awayWorld, map[string]string) {
 	t.Cleanup(w.s3.Stop)
 	return w, map[string]string{
 		"KAFKA_BROKERS": strings.Join(w.kafka.Brokers(), ","), "KAFKA_PARTITIONS": "6",
-		"REDIS_URL": "redis://" + w.redis.Addr, "DATABASE_URL": w.postgres.URL,
+		"IDEMPOTENCY_SETTLE": "100ms", "REDIS_URL": "redis://" + w.redis.Addr, "DATABASE_URL": w.postgres.URL,
 		"AWS_ENDPOINT_URL": w.s3.Endpoint, "AWS_ACCESS_KEY_ID": w.s3.AccessKey, "AWS_SECRET_ACCESS_KEY": w.s3.SecretKey,
 		"AWS_S3_BUCKET": "pixtools",
 	}
@@ -199,6 +199,8 @@ func (w *awayWorld) unhealthyPart(t *testing.T, name string) {
 		}
 		require.Equal(t, want, state, dependency)
 	}
+	require.Equal(t, "unhealthy", health.Status)
+	require.Equal(t, api.HealthDetail{Status: health.Status, Dependencies: health.Dependencies}, *health.Detail)
 }
 
 // recovered wants that all which was accepted ends, and all which was not is accepted now.

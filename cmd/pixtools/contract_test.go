@@ -171,22 +171,3 @@ func keysOf(t *testing.T, p *program, picture1 []byte) {
 		require.Contains(t, string(body), "idempotency_key", name)
 	}
 }
-
-func unhealthy(t *testing.T, p *program, part string) {
-	t.Helper()
-	response, err := http.Get(p.base + "/api/health")
-	require.NoError(t, err)
-	defer response.Body.Close()
-	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
-	var health api.Health
-	require.NoError(t, json.NewDecoder(response.Body).Decode(&health))
-	require.Equal(t, "unhealthy", health.Status)
-	for name, state := range health.Dependencies {
-		want := "ok"
-		if name == part {
-			want = "unreachable"
-		}
-		require.Equal(t, want, state, name)
-	}
-	require.Equal(t, health.Dependencies, health.Detail.Dependencies)
-}
