@@ -45,9 +45,11 @@ func consumer(t *testing.T, language string, env []string, flags ...string) *exe
 	case "java":
 		argv = []string{"java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-jar", testenv.JavaConsumer(t)}
 	}
-	cmd := exec.CommandContext(within(t), argv[0], append(argv[1:], flags...)...)
+	// Members of a group live through several waits.
+	ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:], flags...)...)
 	cmd.Env = append(append(os.Environ(), "DESCRIPTORS=../../schemas/descriptors.binpb"), env...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGKILL) }
 	return cmd
 }
 
