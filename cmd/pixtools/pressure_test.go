@@ -37,6 +37,7 @@ func (p *program) queue(operation string) (api.Queue, error) {
 func TestOldWorkIsPressure(t *testing.T) {
 	variables := realEnv(t)
 	variables["QUEUE_MAX_AGE"], variables["QUEUE_REFRESH_INTERVAL"] = "1s", "100ms"
+	variables["IDEMPOTENCY_SETTLE"] = "100ms" // a key that the new Redis does not know is a new one
 	p := run(t, variables, "--roles=api,convert,saga,projector")
 	image := file("a.png", "image/png", pngOf(t, picture(8, 8)))
 	denoise, both, key := field("operations", `["denoise"]`), field("operations", `["webp","denoise"]`), field("idempotency_key", "before")
