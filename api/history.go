@@ -169,10 +169,9 @@ func (s *Server) jobAt(c fuego.ContextNoBody, id, at string) (Job, error) {
 	}
 	var state *events.Job
 	for _, p := range all {
-		if !until(p) {
-			break
+		if until(p) { // clocks differ: what is told later may have been earlier
+			state = events.Fold(state, p.Event)
 		}
-		state = events.Fold(state, p.Event)
 	}
 	if state == nil {
 		return Job{}, problem(http.StatusNotFound, fmt.Sprintf("Job %s did not exist then", id))

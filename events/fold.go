@@ -62,7 +62,34 @@ func fold(s *Job, e Event) *Job {
 	return nil
 }
 
-func copyOf(s *Job) *Job { return proto.Clone(s).(*Job) }
+// copyOf is a copy whose fields, operations and webhook may be set. What lies deeper is
+// never changed, only put in another's place, so it is shared: copying it too is most of
+// what folding would cost.
+func copyOf(s *Job) *Job {
+	next := &Job{
+		Id: s.Id, Tenant: s.Tenant, Phase: s.Phase, Revision: s.Revision, Outcome: s.Outcome, Source: s.Source,
+		FileName: s.FileName, WebhookUrl: s.WebhookUrl, IdempotencyFingerprint: s.IdempotencyFingerprint,
+		RequestedAt: s.RequestedAt, OpenedAt: s.OpenedAt, UpdatedAt: s.UpdatedAt, FinalizedAt: s.FinalizedAt, Totals: s.Totals,
+		SourceExpired: s.SourceExpired, CancelReason: s.CancelReason, CorrelationId: s.CorrelationId,
+	}
+	next.ProtoReflect().SetUnknown(s.ProtoReflect().GetUnknown())
+	if w := s.Webhook; w != nil {
+		next.Webhook = &Webhook{Revision: w.Revision, Attempt: w.Attempt, Due: w.Due, Delivered: w.Delivered, Failed: w.Failed, FailureCode: w.FailureCode}
+		next.Webhook.ProtoReflect().SetUnknown(w.ProtoReflect().GetUnknown())
+	}
+	if s.Operations != nil {
+		next.Operations = make([]*OperationState, len(s.Operations))
+	}
+	for i, op := range s.Operations {
+		next.Operations[i] = &OperationState{
+			Name: op.Name, Parameters: op.Parameters, Phase: op.Phase, Attempt: op.Attempt, Artifact: op.Artifact, ArtifactExpired: op.ArtifactExpired,
+			FailureKind: op.FailureKind, FailureCode: op.FailureCode, FailureMessage: op.FailureMessage,
+			StartedAt: op.StartedAt, EndedAt: op.EndedAt, CpuTime: op.CpuTime, Engine: op.Engine, ModelSha256: op.ModelSha256,
+		}
+		next.Operations[i].ProtoReflect().SetUnknown(op.ProtoReflect().GetUnknown())
+	}
+	return next
+}
 
 func foldRequested(s *Job, e Event, m *JobRequested) *Job {
 	if s != nil {
@@ -79,7 +106,7 @@ func foldRequested(s *Job, e Event, m *JobRequested) *Job {
 			Name: op.GetName(), Parameters: op.GetParameters(), Phase: OperationPhase_OPERATION_PHASE_PENDING,
 		})
 	}
-	return copyOf(next) // shares nothing with the event
+	return proto.Clone(next).(*Job) // shares nothing with the event
 }
 
 // openOperation finds an operation that still waits for its outcome in revision.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -242,4 +243,54 @@ func namesTwice(s *Job) bool {
 		seen[op.GetName()] = true
 	}
 	return false
+}
+
+// A copy has every field of a job, of its operations and of its webhook: a field that the
+// schema gets and copyOf does not fails here.
+func TestCopyOfIsWhole(t *testing.T) {
+	full := &Job{}
+	fill(full.ProtoReflect(), 4)
+	next := copyOf(full)
+	require.True(t, proto.Equal(full, next), "%v\n%v", full, next)
+	// What a fold sets is not the original's.
+	next.Phase, next.Webhook.Attempt, next.Operations[0].Attempt = 0, 99, 99
+	next.Operations[1] = nil
+	require.NotEqual(t, full.GetPhase(), next.GetPhase())
+	require.NotEqual(t, full.GetWebhook().GetAttempt(), next.GetWebhook().GetAttempt())
+	require.NotEqual(t, full.GetOperations()[0].GetAttempt(), next.GetOperations()[0].GetAttempt())
+	require.NotNil(t, full.GetOperations()[1])
+	require.True(t, proto.Equal(&Job{}, copyOf(&Job{})))
+}
+
+// fill sets every field, down to a depth; lists get two elements.
+func fill(m protoreflect.Message, depth int) {
+	m.SetUnknown([]byte{0xf8, 0x3f, 1}) // field 1023, which nobody has
+	for i := range m.Descriptor().Fields().Len() {
+		field := m.Descriptor().Fields().Get(i)
+		switch {
+		case field.IsMap() || field.ContainingOneof() != nil:
+		case field.IsList() && field.Message() != nil:
+			for range 2 {
+				fill(m.Mutable(field).List().AppendMutable().Message(), depth-1)
+			}
+		case field.Message() != nil:
+			if depth > 0 {
+				fill(m.Mutable(field).Message(), depth-1)
+			}
+		case field.Kind() == protoreflect.StringKind:
+			m.Set(field, protoreflect.ValueOfString(field.TextName()))
+		case field.Kind() == protoreflect.BytesKind:
+			m.Set(field, protoreflect.ValueOfBytes([]byte(field.TextName())))
+		case field.Kind() == protoreflect.BoolKind:
+			m.Set(field, protoreflect.ValueOfBool(true))
+		case field.Kind() == protoreflect.EnumKind:
+			m.Set(field, protoreflect.ValueOfEnum(1))
+		case field.Kind() == protoreflect.Int32Kind:
+			m.Set(field, protoreflect.ValueOfInt32(int32(i)+1))
+		case field.Kind() == protoreflect.Int64Kind:
+			m.Set(field, protoreflect.ValueOfInt64(int64(i)+1))
+		default:
+			panic(field.Kind())
+		}
+	}
 }

@@ -18,7 +18,12 @@ type news struct {
 	moves map[int32]int64
 	// ended are the ids of jobs that are no longer open.
 	ended []string
+	// anew says that there is another read model in the place of the one before: what was
+	// told of that says nothing of this one.
+	anew bool
 }
+
+const anewWord = "anew"
 
 // encode writes words, partition:offset pairs and job ids, into as few notifications as
 // they fit in.
@@ -35,6 +40,9 @@ func (n news) encode() []string {
 		}
 		b.WriteString(word)
 	}
+	if n.anew {
+		add(anewWord)
+	}
 	for partition, next := range n.moves {
 		add(fmt.Sprintf("%d:%d", partition, next))
 	}
@@ -50,6 +58,10 @@ func (n news) encode() []string {
 func decodeNews(payload string) (news, error) {
 	n := news{moves: map[int32]int64{}}
 	for _, word := range strings.Fields(payload) {
+		if word == anewWord {
+			n.anew = true
+			continue
+		}
 		p, o, isMove := strings.Cut(word, ":")
 		if !isMove {
 			n.ended = append(n.ended, word)

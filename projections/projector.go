@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -27,6 +29,8 @@ type Projector struct {
 	opts []kgo.Opt
 	// logID is the topic's id.
 	logID [16]byte
+	// beside says that another schema than the live one is written: nobody waits for it.
+	beside bool
 }
 
 // NewProjector makes a projector of the log whose topic id is logID; opts must
@@ -56,8 +60,10 @@ func (p *Projector) Run(ctx context.Context) error {
 // AllowRebalance (BlockRebalanceOnPoll), so they need no lock.
 type session struct {
 	*Projector
-	// next is the offset that the database holds, by partition that we own.
-	next map[int32]int64
+	// next is the offset that the database holds, by partition that we own, and table the
+	// table that holds it: a swap or a rebuild puts another in its place.
+	next  map[int32]int64
+	table uint32
 	// jobs holds the rows of jobs of partitions that we own. It is right as long
 	// as next is: nobody else wrote a job of a partition without moving its offset.
 	jobs *lru.Cache[string, row]
@@ -87,18 +93,55 @@ func (p *Projector) session(ctx context.Context) error {
 	}
 	defer client.CloseAllowingRebalance()
 	for {
-		fetches := client.PollRecords(ctx, p.cfg.BatchRecords)
+		polling, cancel := context.WithTimeout(ctx, lookEvery)
+		fetches := client.PollRecords(polling, p.cfg.BatchRecords)
+		cancel()
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return ctx.Err()
 		}
 		fetches.EachError(func(topic string, partition int32, err error) {
-			p.log.Warn("projector cannot fetch", "topic", topic, "partition", partition, "error", err)
+			if !errors.Is(err, context.DeadlineExceeded) {
+				p.log.Warn("projector cannot fetch", "topic", topic, "partition", partition, "error", err)
+			}
 		})
-		if err := s.apply(ctx, fetches); err != nil {
+		err := s.apply(ctx, fetches)
+		if fetches.NumRecords() == 0 {
+			err = s.look(ctx)
+		}
+		if errors.Is(err, errSwapped) {
+			if err = s.settle(ctx); err == nil {
+				err = s.apply(ctx, fetches)
+			}
+		}
+		if err != nil {
 			return err
 		}
 		client.AllowRebalance()
 	}
+}
+
+// lookEvery is how often a projector to which nothing comes looks whether its read model is
+// still there.
+const lookEvery = 2 * time.Second
+
+func (s *session) look(ctx context.Context) error {
+	if len(s.next) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
+	defer cancel()
+	return s.sameTable(ctx, s.pool)
+}
+
+func (s *session) sameTable(ctx context.Context, in rowQuerier) error {
+	var table uint32
+	if err := in.QueryRow(ctx, "SELECT 'positions'::regclass::oid").Scan(&table); err != nil {
+		return fmt.Errorf("look which read model there is: %w", err)
+	}
+	if table != s.table {
+		return errSwapped
+	}
+	return nil
 }
 
 // seek sets where fetching begins to what the database holds. Kafka's own offsets
@@ -113,8 +156,8 @@ func (s *session) seek(ctx context.Context, assigned map[string]map[int32]kgo.Of
 			return nil, fmt.Errorf("prepare the position of partition %d: %w", partition, err)
 		}
 		var next int64
-		err = s.pool.QueryRow(ctx, "SELECT next_offset FROM positions WHERE log_id = $1 AND partition = $2",
-			s.logID[:], partition).Scan(&next)
+		err = s.pool.QueryRow(ctx, "SELECT tableoid, next_offset FROM positions WHERE log_id = $1 AND partition = $2",
+			s.logID[:], partition).Scan(&s.table, &next)
 		if err != nil {
 			return nil, fmt.Errorf("read the position of partition %d: %w", partition, err)
 		}
@@ -135,6 +178,31 @@ func (s *session) forget(_ context.Context, _ *kgo.Client, lost map[string][]int
 // errMoved says that another projector applied records of a partition we thought
 // ours: our session had expired. Starting anew reads the offsets again.
 var errMoved = errors.New("another projector has moved on in a partition of ours")
+
+// errSwapped says that another read model has taken the place of the one we knew.
+var errSwapped = errors.New("the read model was swapped")
+
+// settle goes on in the read model that is there now. It is as far as the one before it,
+// or further (apply passes over what it has), and its rows may be others than we remember.
+func (s *session) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
+	defer cancel()
+	table, there, err := positionsIn(ctx, s.pool, s.logID)
+	if err != nil {
+		return err
+	}
+	for partition, next := range s.next {
+		if there[partition] < next {
+			return fmt.Errorf("%w, and is behind in partition %d: %d instead of %d", errSwapped, partition, there[partition], next)
+		}
+	}
+	for partition := range s.next {
+		s.next[partition] = there[partition]
+	}
+	s.table = table
+	s.jobs.Purge()
+	return nil
+}
 
 // apply is one transaction: the rows, the offsets, and word to those who wait.
 func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
@@ -179,6 +247,9 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		if err := write(ctx, tx, changed); err != nil {
 			return err
 		}
+		if s.beside {
+			return nil
+		}
 		return tell(ctx, tx, moved, changed)
 	})
 	if err != nil {
@@ -195,6 +266,10 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 
 // advance moves the stored offsets from where we believe them to be. The row lock
 // that this takes makes a second owner wait, and then find the offset moved.
+//
+// A swap (swap.go) locks the table instead. Where it comes first, our statement waits,
+// then finds the name to mean another table, and with that no row. Where we come first,
+// it waits for our commit, so that all of our statements mean the same read model.
 func (s *session) advance(ctx context.Context, tx pgx.Tx, moved map[int32]int64) error {
 	var partitions []int32
 	var from, to []int64
@@ -203,15 +278,19 @@ func (s *session) advance(ctx context.Context, tx pgx.Tx, moved map[int32]int64)
 	}
 	tag, err := tx.Exec(ctx, `UPDATE positions SET next_offset = m.next
 		FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS m(partition, expected, next)
-		WHERE positions.log_id = $1 AND positions.partition = m.partition AND positions.next_offset = m.expected`,
-		s.logID[:], partitions, from, to)
+		WHERE positions.log_id = $1 AND positions.partition = m.partition AND positions.next_offset = m.expected
+			AND positions.tableoid = $5`,
+		s.logID[:], partitions, from, to, s.table)
 	if err != nil {
 		return fmt.Errorf("move the projection's offsets: %w", err)
 	}
-	if tag.RowsAffected() != int64(len(moved)) {
-		return errMoved
+	if tag.RowsAffected() == int64(len(moved)) {
+		return nil
 	}
-	return nil
+	if err := s.sameTable(ctx, tx); err != nil {
+		return err
+	}
+	return errMoved
 }
 
 // tell says, at commit and to every process that answers queries, what has come.
@@ -239,7 +318,7 @@ func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located) (map[str
 	changed := map[string]row{}
 	for _, e := range batch {
 		before := rows[e.JobID]
-		after := row{s.foldOne(before.job, e.Event), before.history.add(e.offset)}
+		after := row{foldOne(s.log, before.job, e.Event), before.history.add(e.offset)}
 		if after.job == nil {
 			continue // of a job that nobody requested
 		}
@@ -250,10 +329,10 @@ func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located) (map[str
 
 // foldOne passes over an event that makes Fold panic: the saga, which folds the same, tells
 // of it, and all other jobs go on.
-func (s *session) foldOne(before *events.Job, e events.Event) (after *events.Job) {
+func foldOne(log *slog.Logger, before *events.Job, e events.Event) (after *events.Job) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("projector passes over an event that panics", "job", e.JobID, "event", e.ID, "error", p, "stack", string(debug.Stack()))
+			log.Error("projector passes over an event that panics", "job", e.JobID, "event", e.ID, "error", p, "stack", string(debug.Stack()))
 			after = before
 		}
 	}()
@@ -277,10 +356,21 @@ func (s *session) load(ctx context.Context, tx pgx.Tx, batch []located) (map[str
 	if len(missing) == 0 {
 		return rows, nil
 	}
-	found, err := tx.Query(ctx, "SELECT state, events FROM jobs WHERE job_id = ANY($1::uuid[])", missing)
+	found, err := readRows(ctx, tx, missing)
 	if err != nil {
-		return nil, fmt.Errorf("read the states of %d jobs: %w", len(missing), err)
+		return nil, err
 	}
+	maps.Copy(rows, found)
+	return rows, nil
+}
+
+// readRows reads jobs from the table, those that it has.
+func readRows[ID string | [16]byte](ctx context.Context, in querier, ids []ID) (map[string]row, error) {
+	found, err := in.Query(ctx, "SELECT state, events FROM jobs WHERE job_id = ANY($1::uuid[])", ids)
+	if err != nil {
+		return nil, fmt.Errorf("read the states of %d jobs: %w", len(ids), err)
+	}
+	rows := map[string]row{}
 	var state, places []byte
 	_, err = pgx.ForEachRow(found, []any{&state, &places}, func() error {
 		job := &events.Job{}
@@ -292,7 +382,7 @@ func (s *session) load(ctx context.Context, tx pgx.Tx, batch []located) (map[str
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the states of %d jobs: %w", len(missing), err)
+		return nil, fmt.Errorf("read the states of %d jobs: %w", len(ids), err)
 	}
 	return rows, nil
 }
@@ -320,7 +410,9 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		created, updated = append(created, job.GetRequestedAt().AsTime()), append(updated, job.GetUpdatedAt().AsTime())
 		states, histories = append(states, raw), append(histories, r.history.raw)
 		waits, runs := work(job)
-		pending, running, opened = append(pending, waits), append(running, runs), append(opened, job.Opened())
+		// Commas, since Postgres' arrays of arrays are rectangles.
+		pending, running = append(pending, strings.Join(waits, ",")), append(running, strings.Join(runs, ","))
+		opened = append(opened, job.Opened())
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at)
 		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened

@@ -34,8 +34,10 @@ type Reader struct {
 	log   *slog.Logger
 
 	mu sync.Mutex
-	// next is the projection's next offset by partition, as far as we have heard.
-	next map[int32]int64
+	// next is the projection's next offset by partition, as far as we have heard, and table
+	// the table that said so.
+	next  map[int32]int64
+	table uint32
 	// changed is closed, and replaced, whenever next grows.
 	changed chan struct{}
 	// watched has a channel for each watcher of a job's end, by job.
@@ -60,11 +62,22 @@ func (r *Reader) History(ctx context.Context, tenant, id string) ([]int64, error
 func (r *Reader) row(ctx context.Context, query, tenant, id string, into ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
+	r.mu.Lock()
+	known := r.table
+	r.mu.Unlock()
 	err := r.pool.QueryRow(ctx, query, id, tenant).Scan(into...)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return ErrNotFound
-	case err != nil:
+	if errors.Is(err, pgx.ErrNoRows) {
+		// Who waited for a position did so in the read model that we know. One that was begun
+		// anew since may not have the job yet.
+		var table uint32
+		if err = r.pool.QueryRow(ctx, "SELECT 'positions'::regclass::oid").Scan(&table); err == nil && (table == known || known == 0) {
+			return ErrNotFound
+		}
+		if err == nil {
+			err = errSwapped
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return nil
@@ -174,19 +187,9 @@ func (r *Reader) listen(ctx context.Context) error {
 		return err
 	}
 	// Read after LISTEN: a move before it is in the table, a later one is told.
-	rows, err := raw.Query(ctx, "SELECT partition, next_offset FROM positions WHERE log_id = $1", r.logID[:])
-	if err != nil {
+	if err := r.look(ctx, raw); err != nil {
 		return err
 	}
-	moves, partition, next := map[int32]int64{}, int32(0), int64(0)
-	if _, err := pgx.ForEachRow(rows, []any{&partition, &next}, func() error {
-		moves[partition] = next
-		return nil
-	}); err != nil {
-		return err
-	}
-	r.hear(news{moves: moves})
-	r.wakeAll() // what ended before LISTEN was not told to us
 	for {
 		n, err := raw.WaitForNotification(ctx)
 		if err != nil {
@@ -196,8 +199,28 @@ func (r *Reader) listen(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if told.anew {
+			if err := r.look(ctx, raw); err != nil {
+				return err
+			}
+		}
 		r.hear(told)
 	}
+}
+
+// look takes the positions from the table, whatever was heard before: after a swap they
+// are those of another read model, and one that was begun anew is behind.
+func (r *Reader) look(ctx context.Context, conn *pgx.Conn) error {
+	table, next, err := positionsIn(ctx, conn, r.logID)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.next, r.table = next, table
+	r.mu.Unlock()
+	r.hear(news{})
+	r.wakeAll() // what ended meanwhile was not told to us
+	return nil
 }
 
 func (r *Reader) hear(n news) {

@@ -3,7 +3,6 @@ package projections
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -59,20 +58,19 @@ func (r *Reader) Passed(ends map[int32]int64) bool {
 	return true
 }
 
-// work is what of an open job waits and what runs, as the columns have it: names with commas
-// between.
-func work(job *events.Job) (pending, running string) {
+// work is what of an open job waits and what runs.
+func work(job *events.Job) (pending, running []string) {
+	pending, running = []string{}, []string{} // COPY would take nil for NULL
 	if job.GetPhase() != events.Phase_PHASE_OPEN {
-		return "", ""
+		return pending, running
 	}
-	var waiting, working []string
 	for _, op := range job.GetOperations() {
 		switch op.GetPhase() {
 		case events.OperationPhase_OPERATION_PHASE_PENDING:
-			waiting = append(waiting, op.GetName())
+			pending = append(pending, op.GetName())
 		case events.OperationPhase_OPERATION_PHASE_RUNNING:
-			working = append(working, op.GetName())
+			running = append(running, op.GetName())
 		}
 	}
-	return strings.Join(waiting, ","), strings.Join(working, ",")
+	return pending, running
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/pixtools/pixtools/projections"
 )
 
-// tell writes an event of a job at a second of an hour.
-func (w *world) tell(job, second int, m proto.Message) {
+// ofJob writes an event of a job at a second of an hour.
+func (w *world) ofJob(job, second int, m proto.Message) {
 	w.produce(events.New(events.JobID("test", fmt.Sprint(job)), at(second), "test", "req", m))
 }
 
@@ -41,28 +41,28 @@ func TestQueues(t *testing.T) {
 	w.projector()
 	require.Empty(t, w.queues())
 	both := &events.JobRequested{Tenant: "test", Operations: []*events.Operation{{Name: "webp"}, {Name: "denoise"}}, Source: &events.Source{Sha256: "aa"}}
-	w.tell(1, 1, both)
-	w.tell(2, 2, both)
-	w.tell(3, 3, &events.JobRequested{Tenant: "test", Operations: []*events.Operation{{Name: "webp"}}, Source: &events.Source{Sha256: "aa"}})
+	w.ofJob(1, 1, both)
+	w.ofJob(2, 2, both)
+	w.ofJob(3, 3, &events.JobRequested{Tenant: "test", Operations: []*events.Operation{{Name: "webp"}}, Source: &events.Source{Sha256: "aa"}})
 	require.Equal(t, map[string]projections.Queue{"webp": {Waiting: 3, Oldest: at(1)}, "denoise": {Waiting: 2, Oldest: at(1)}}, w.queues())
 
-	w.tell(1, 4, &events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1})
+	w.ofJob(1, 4, &events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1})
 	require.Equal(t, map[string]projections.Queue{"webp": {Waiting: 2, Running: 1, Oldest: at(2)}, "denoise": {Waiting: 2, Oldest: at(1)}}, w.queues())
 
-	w.tell(1, 5, &events.OperationFailed{Revision: 1, Operation: "webp", Attempt: 1})
-	w.tell(2, 6, &events.JobCancelRequested{Revision: 1})
-	w.tell(3, 7, &events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1})
+	w.ofJob(1, 5, &events.OperationFailed{Revision: 1, Operation: "webp", Attempt: 1})
+	w.ofJob(2, 6, &events.JobCancelRequested{Revision: 1})
+	w.ofJob(3, 7, &events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1})
 	require.Equal(t, map[string]projections.Queue{"webp": {Running: 1}, "denoise": {Waiting: 1, Oldest: at(1)}}, w.queues())
 
-	w.tell(1, 8, &events.OperationFailed{Revision: 1, Operation: "denoise", Attempt: 1})
-	w.tell(1, 9, &events.JobFinalized{Revision: 1, Outcome: events.Outcome_OUTCOME_FAILED})
+	w.ofJob(1, 8, &events.OperationFailed{Revision: 1, Operation: "denoise", Attempt: 1})
+	w.ofJob(1, 9, &events.JobFinalized{Revision: 1, Outcome: events.Outcome_OUTCOME_FAILED})
 	require.Equal(t, map[string]projections.Queue{"webp": {Running: 1}}, w.queues())
 
-	w.tell(1, 20, &events.OperationRetryRequested{Revision: 2, Operations: []string{"webp", "denoise"}})
-	w.tell(4, 21, both)
+	w.ofJob(1, 20, &events.OperationRetryRequested{Revision: 2, Operations: []string{"webp", "denoise"}})
+	w.ofJob(4, 21, both)
 	now := map[string]projections.Queue{"webp": {Waiting: 2, Running: 1, Oldest: at(20)}, "denoise": {Waiting: 2, Oldest: at(20)}}
 	require.Equal(t, now, w.queues())
-	w.tell(1, 30, &events.OperationStarted{Revision: 2, Operation: "webp", Attempt: 1})
+	w.ofJob(1, 30, &events.OperationStarted{Revision: 2, Operation: "webp", Attempt: 1})
 	now["webp"] = projections.Queue{Waiting: 1, Running: 2, Oldest: at(21)}
 	require.Equal(t, now, w.queues(), "denoise waits since the retry, whatever happens to webp")
 
@@ -77,28 +77,4 @@ func TestQueues(t *testing.T) {
 	// Since when a retry waits, the state alone does not say: since its last event, at the latest.
 	now["denoise"] = projections.Queue{Waiting: 2, Oldest: at(21)}
 	require.Equal(t, now, filled)
-}
-
-// The upgrade goes over more rows than one page holds.
-func TestQueuesAreFilledInByPages(t *testing.T) {
-	w := newWorld(t)
-	const jobs = 2500
-	for i := range jobs {
-		state := &events.Job{Id: events.JobID("test", fmt.Sprint(i)), Tenant: "test", Phase: events.Phase_PHASE_OPEN, Revision: 1,
-			Operations: []*events.OperationState{{Name: "webp", Phase: events.OperationPhase_OPERATION_PHASE_PENDING}}}
-		raw, err := proto.Marshal(state)
-		require.NoError(t, err)
-		_, err = w.pool.Exec(w.ctx(), `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state)
-			VALUES ($1, 'test', $2, 0, 1, now(), now(), $3)`, state.GetId(), int16(events.Phase_PHASE_OPEN), raw)
-		require.NoError(t, err)
-	}
-	queues, err := w.reader.Queues(w.ctx())
-	require.NoError(t, err)
-	require.Empty(t, queues)
-	_, err = w.pool.Exec(w.ctx(), "DELETE FROM goose_db_version WHERE version_id = 3")
-	require.NoError(t, err)
-	require.NoError(t, projections.Migrate(w.ctx(), w.pool, projections.Schema))
-	queues, err = w.reader.Queues(w.ctx())
-	require.NoError(t, err)
-	require.EqualValues(t, jobs, queues["webp"].Waiting)
 }

@@ -111,10 +111,43 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := provider.Up(ctx); err != nil {
+	applied, err := provider.Up(ctx)
+	if err != nil {
 		return fmt.Errorf("migrate schema %s: %w", schema, err)
 	}
-	return nil
+	if schema != Schema || len(applied) == 0 {
+		return nil
+	}
+	// A migration may have begun the read model anew: who remembers how far it was must look.
+	_, err = pool.Exec(ctx, "SELECT pg_notify($1, $2)", channel, anewWord)
+	return err
+}
+
+// querier is a pool, a connection or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// positionsIn reads how far a read model is, by partition, and which table says so.
+func positionsIn(ctx context.Context, in querier, logID [16]byte) (table uint32, next map[int32]int64, err error) {
+	rows, err := in.Query(ctx, `SELECT t.oid, p.partition, p.next_offset FROM (SELECT 'positions'::regclass::oid) t
+		LEFT JOIN positions p ON p.log_id = $1`, logID[:])
+	if err != nil {
+		return 0, nil, fmt.Errorf("read the positions: %w", err)
+	}
+	next = map[int32]int64{}
+	var partition *int32
+	var offset *int64
+	_, err = pgx.ForEachRow(rows, []any{&table, &partition, &offset}, func() error {
+		if partition != nil {
+			next[*partition] = *offset
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, nil, fmt.Errorf("read the positions: %w", err)
+	}
+	return table, next, nil
 }
 
 // createSchema holds a lock: two CREATE SCHEMA IF NOT EXISTS at once may both find

@@ -59,6 +59,7 @@ type config struct {
 	Kafka       kafka.Config
 	Read        projections.Config
 	Registry    registry.Config
+	Replay      projections.ReplayConfig
 	DeadLetters projections.DeadLetterConfig
 	Saga        handlers.SagaConfig
 	Processor   processors.WorkerConfig
@@ -129,7 +130,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}
