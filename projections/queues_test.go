@@ -65,16 +65,4 @@ func TestQueues(t *testing.T) {
 	w.ofJob(1, 30, &events.OperationStarted{Revision: 2, Operation: "webp", Attempt: 1})
 	now["webp"] = projections.Queue{Waiting: 1, Running: 2, Oldest: at(21)}
 	require.Equal(t, now, w.queues(), "denoise waits since the retry, whatever happens to webp")
-
-	// A row as the version before wrote it, and then its upgrade.
-	_, err := w.pool.Exec(w.ctx(), "UPDATE jobs SET pending = '{}', running = '{}', opened_at = NULL")
-	require.NoError(t, err)
-	require.Empty(t, w.queues())
-	_, err = w.pool.Exec(w.ctx(), "DELETE FROM goose_db_version WHERE version_id = 3")
-	require.NoError(t, err)
-	require.NoError(t, projections.Migrate(w.ctx(), w.pool, projections.Schema))
-	filled := w.queues()
-	// Since when a retry waits, the state alone does not say: since its last event, at the latest.
-	now["denoise"] = projections.Queue{Waiting: 2, Oldest: at(21)}
-	require.Equal(t, now, filled)
 }

@@ -138,7 +138,7 @@ func (w *world) exec(sql string, args ...any) {
 func (w *world) rowsThatDiffer(a, b string) (n int) {
 	err := w.pool.QueryRow(w.ctx(), fmt.Sprintf(`SELECT count(*) FROM (
 		(TABLE %[1]s.jobs EXCEPT TABLE %[2]s.jobs) UNION ALL (TABLE %[2]s.jobs EXCEPT TABLE %[1]s.jobs)
-		UNION ALL (SELECT NULL, NULL, partition::smallint, NULL, NULL, NULL, NULL, log_id, NULL FROM (
+		UNION ALL (SELECT NULL, NULL, partition::smallint, NULL, NULL, NULL, NULL, log_id, NULL, NULL, NULL, NULL FROM (
 			(TABLE %[1]s.positions EXCEPT TABLE %[2]s.positions) UNION ALL (TABLE %[2]s.positions EXCEPT TABLE %[1]s.positions)) p)) d`, a, b)).Scan(&n)
 	require.NoError(w.t, err)
 	return n
