@@ -70,6 +70,10 @@ func (s *Server) routes(f *fuego.Server) {
 	fuego.Post(f, "/api/dead-letters/discard", s.discard,
 		fuego.OptionOperationID("discard"), fuego.OptionSummary("Let dead letters be"),
 		fuego.OptionOverrideDescription("They stay in the topic, and are not listed as open any more."), problems(413, 422, 503))
+	fuego.Get(f, "/api/queues", s.queues,
+		fuego.OptionOperationID("queues"), fuego.OptionSummary("What waits and what runs"),
+		fuego.OptionOverrideDescription("For operators: how much is to be done of each operation, and for how long it waits."),
+		problems(503))
 	fuego.Get(f, "/api/health", s.health,
 		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),

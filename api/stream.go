@@ -53,7 +53,7 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := &eventStream{w: w, control: http.NewResponseController(w)}
+	out := &eventStream{w: w, control: connectionOf(r)}
 	out.begin()
 	if err := s.sendJob(r.Context(), out, state, place); err != nil {
 		return nil // the client is gone

@@ -112,6 +112,8 @@ type memory struct {
 	// missed has the revisions of open jobs of which we told already that their deadline is
 	// over. It is not in the changelog: after a restart we tell again, which changes nothing.
 	missed map[string]int32
+	// known is what the log tells already of what is still to be folded; nil after that.
+	known *known
 }
 
 func newMemory() *memory {
@@ -277,12 +279,13 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 		if broken != nil || len(f.Records) == 0 {
 			return
 		}
-		c, err := s.changesOf(ctx, p, f.Partition)
+		c, err := s.changesOf(ctx, p, f.Partition, f.Records[0].Offset)
 		if err != nil {
 			broken = err
 			return
 		}
 		for _, r := range f.Records {
+			c.next = r.Offset + 1
 			if r.Attrs.IsControl() {
 				continue // worth no transaction: it is read again
 			}
@@ -296,12 +299,13 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 	return broken
 }
 
-// changesOf is what is pending of a partition.
-func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*changeSet, error) {
+// changesOf is what is pending of a partition; next is the offset to fold next, or -1 where
+// the partition is read to its end.
+func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32, next int64) (*changeSet, error) {
 	if c := p.changes[partition]; c != nil {
 		return c, nil
 	}
-	memory, err := s.memoryOf(ctx, partition)
+	memory, err := s.memoryOf(ctx, partition, next)
 	if err != nil {
 		return nil, fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
 	}
@@ -324,7 +328,14 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, read func(pa
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		memory, err := s.memoryOf(ctx, partition)
+		// One that was not folded yet may have been answered by others: only at its end is
+		// there nothing to look for.
+		if !s.remembers(partition) {
+			if end, err := read(partition); err != nil || !end {
+				continue
+			}
+		}
+		memory, err := s.memoryOf(ctx, partition, -1)
 		if err != nil {
 			return fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
 		}
@@ -336,7 +347,7 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, read func(pa
 			s.log.Warn("jobs are over their deadline, and the log is not read to its end yet", "partition", partition, "jobs", len(late), "error", err)
 			continue
 		}
-		c, err := s.changesOf(ctx, p, partition)
+		c, err := s.changesOf(ctx, p, partition, -1)
 		if err != nil {
 			return err
 		}
@@ -485,8 +496,9 @@ func (s *Saga) guard(job string, work func() error) (broken *fault) {
 // memoryOf is the partition's state, read from the changelog the first time. By
 // then the group has told us the committed offset, and it does so only once no
 // transaction on it is open: what an earlier owner committed is all in the
-// changelog, and what it did not commit we will be given again.
-func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
+// changelog, and what it did not commit we will be given again. next is the first offset
+// that we were given, from which on is looked what is answered already; -1: none.
+func (s *Saga) memoryOf(ctx context.Context, partition int32, next int64) (*memory, error) {
 	s.mu.Lock()
 	m, ok := s.partitions[partition]
 	losses := s.losses
@@ -501,6 +513,11 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 	if bug.On("saga-starts-empty") {
 		m = newMemory()
 	}
+	if next >= 0 {
+		if m.known, err = s.look(ctx, partition, next); err != nil {
+			return nil, err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Should the partition have been taken from us while we read, another saga may have
@@ -510,6 +527,13 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 		s.partitions[partition] = m
 	}
 	return m, nil
+}
+
+// remembers says whether a partition's state is in memory.
+func (s *Saga) remembers(partition int32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.partitions[partition] != nil
 }
 
 // fenceKey is the key of records that mark an end to read up to; they hold no state.

@@ -76,6 +76,8 @@ type changeSet struct {
 	newest time.Time
 	// expired counts the entries of memory.ended that this batch looked at.
 	expired int
+	// next is the offset after the last record read.
+	next int64
 }
 
 func newChangeSet(m *memory) *changeSet {
@@ -97,9 +99,13 @@ func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
 		c.bury(e)
 	}
 	// The event's own time, not a clock's: another run of the same log decides the same.
-	ends, err = commands.Finalize{Cause: e, At: e.Time}.Decide(state)
-	for _, end := range ends {
+	decided, err := commands.Finalize{Cause: e, At: e.Time}.Decide(state)
+	for _, end := range decided {
+		if c.memory.known.has(end.ID) {
+			continue // it is folded when it comes, in its place
+		}
 		c.emit(end)
+		ends = append(ends, end)
 		if bug.On("saga-emits-twice") {
 			c.emitted = append(c.emitted, end)
 		}
@@ -114,7 +120,8 @@ func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) error {
 		Type: events.TypeOf(r), JobId: string(r.Key), Revision: job.GetRevision(), Attempts: 1,
 		Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: code, Message: message, Stack: stack}
 	told := events.NewDeadLetter(r.Timestamp, source, job.GetCorrelationId(), letter)
-	c.letters, letter = append(c.letters, told), told.Message.(*events.DeadLettered)
+	letter = told.Message.(*events.DeadLettered)
+	c.write(told)
 	return c.giveUp(job, commands.GiveUp{Kind: letter.GetKind(), Code: code, Source: source, At: r.Timestamp,
 		Message: "an event of the job could not be handled: " + letter.GetMessage()})
 }
@@ -140,8 +147,14 @@ func (c *changeSet) bury(e events.Event) {
 	if !ok || e.Source != source || m.GetCode() != events.CodeDeadline {
 		return
 	}
-	c.letters = append(c.letters, events.NewDeadLetter(e.Time, source, e.CorrelationID, &events.DeadLettered{Group: events.SagaGroup,
+	c.write(events.NewDeadLetter(e.Time, source, e.CorrelationID, &events.DeadLettered{Group: events.SagaGroup,
 		JobId: e.JobID, Operation: m.GetOperation(), Revision: m.GetRevision(), Attempts: m.GetAttempt(), Kind: m.GetKind(), Code: m.GetCode(), Message: m.GetMessage()}))
+}
+
+func (c *changeSet) write(letter events.LetterEvent) {
+	if !c.memory.known.has(letter.ID) {
+		c.letters = append(c.letters, letter)
+	}
 }
 
 // giveUp fails operations. It does not fold what it tells: an outcome may have come first
@@ -149,7 +162,11 @@ func (c *changeSet) bury(e events.Event) {
 // ends then.
 func (c *changeSet) giveUp(job *events.Job, give commands.GiveUp) error {
 	failures, err := give.Decide(job)
-	c.emitted = append(c.emitted, failures...)
+	for _, failed := range failures {
+		if !c.memory.known.has(failed.ID) {
+			c.emitted = append(c.emitted, failed)
+		}
+	}
 	return err
 }
 
@@ -222,6 +239,9 @@ func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
 
 // commit brings the changes into the memory.
 func (c *changeSet) commit() {
+	if k := c.memory.known; k != nil && c.next >= k.until {
+		c.memory.known = nil
+	}
 	c.memory.ended = c.memory.ended[c.expired:]
 	maps.Copy(c.memory.missed, c.missed)
 	for id, job := range c.jobs {

@@ -22,7 +22,7 @@ type seeded struct {
 
 func bugs() []seeded {
 	return []seeded{
-		{"api-does-not-wait", "the API answers 202 before Kafka has acknowledged the event", "api", []history.Property{history.Accepted}},
+		{"api-does-not-wait", "the API answers 202 whether or not Kafka has acknowledged the event", "api", []history.Property{history.Accepted}},
 		{"key-draws-id", "a keyed submission draws its job's id", "api", []history.Property{history.Keys}},
 		{"read-ignores-after", "a read does not wait for the position in after=", "projector", []history.Property{history.Reads}},
 		{"read-remembers", "an API process answers from its memory", "api", []history.Property{history.Reads}},
@@ -42,6 +42,7 @@ func bugs() []seeded {
 // What a run of a bug is made of: short, with what each of the bugs needs to show itself.
 const (
 	bugKills    = 16
+	bugWork     = 4 * time.Second // without faults, so that there is work when Kafka freezes
 	bugPause    = 1200 * time.Millisecond
 	bugFrozen   = 8 * time.Second // Kafka, longer than KAFKA_DELIVERY_TIMEOUT
 	bugSlow     = 700 * time.Millisecond
@@ -106,9 +107,12 @@ func playBug(ctx context.Context, o options, binary string, b seeded) (verdict, 
 	s := o.settings()
 	s.binary, s.patience, s.out = binary, bugPatience, io.Discard
 	s.discard = b.name != "none"
-	s.env = []string{"PIXTOOLS_BUG=" + b.name, "PIXTOOLS_SLOW=" + bugSlow.String()}
+	s.env = []string{"PIXTOOLS_BUG=" + b.name, "PIXTOOLS_SLOW=" + bugSlow.String(), "KAFKA_CONSUMER_COMMIT_INTERVAL=500ms"}
 	done, err := execute(ctx, s, func(ctx context.Context, r *run) error {
 		if err := r.kills(ctx, bugKills/2, bugPause, b.aim); err != nil {
+			return err
+		}
+		if err := pause(ctx, r.random, bugWork, bugWork); err != nil {
 			return err
 		}
 		r.fault("kafka frozen")

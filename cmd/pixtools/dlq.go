@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/internal/eventlog"
 )
 
 // dlqCommand is for operators: what was given up, and what to do about it.
@@ -66,13 +67,9 @@ func when(flag, text string, now time.Time) (*time.Time, error) {
 	if text == "" {
 		return nil, nil
 	}
-	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
-		at := now.Add(-ago).UTC()
-		return &at, nil
-	}
-	at, err := time.Parse(time.RFC3339, text)
+	at, err := eventlog.ParseMoment(text, now)
 	if err != nil {
-		return nil, fmt.Errorf("--%s is %q: use a time such as 2026-11-24T12:00:00Z, or how long ago, such as 2h", flag, text)
+		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
 	return &at, nil
 }

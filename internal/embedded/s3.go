@@ -49,10 +49,14 @@ func (p *Parts) startS3(ctx context.Context, cfg Config, st state) error {
 		return err
 	}
 	p.watch("s3", c)
-	p.S3Endpoint = "http://" + address(st.S3Port)
-	p.S3AccessKey, p.S3SecretKey = spec.AccessKey, spec.SecretKey
-	p.S3Bucket, p.S3Region = spec.Bucket, spec.Region
+	p.useS3(cfg, st)
 	return nil
+}
+
+func (p *Parts) useS3(cfg Config, st state) {
+	p.S3Endpoint = "http://" + address(st.S3Port)
+	p.S3AccessKey, p.S3SecretKey = st.S3AccessKey, st.S3SecretKey
+	p.S3Bucket, p.S3Region = cfg.Bucket, cfg.Region
 }
 
 // durableS3 syncs an object before the client hears that it is stored. The gateway writes to a nameless

@@ -67,15 +67,20 @@ func loadState(cfg Config) (state, error) {
 			return st, fmt.Errorf("write ports and secrets: %w", err)
 		}
 	}
+	st.configured(cfg)
+	return st, nil
+}
+
+// configured sets the ports that were, for this run.
+func (s *state) configured(cfg Config) {
 	for configured, port := range map[*int]*int{
-		&cfg.KafkaPort: &st.KafkaPort, &cfg.PostgresPort: &st.PostgresPort,
-		&cfg.RedisPort: &st.RedisPort, &cfg.S3Port: &st.S3Port,
+		&cfg.KafkaPort: &s.KafkaPort, &cfg.PostgresPort: &s.PostgresPort,
+		&cfg.RedisPort: &s.RedisPort, &cfg.S3Port: &s.S3Port,
 	} {
 		if *configured != 0 {
 			*port = *configured
 		}
 	}
-	return st, nil
 }
 
 func (s *state) complete() error {
