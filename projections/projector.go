@@ -419,7 +419,7 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[],
 				$10::text[], $11::text[], $12::timestamptz[])
 			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened)
-		ON CONFLICT (job_id) DO UPDATE SET phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
+		ON CONFLICT (job_id) DO UPDATE SET tenant = excluded.tenant, created_at = excluded.created_at, phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
 			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events,
 			pending = excluded.pending, running = excluded.running, opened_at = excluded.opened_at`,
 		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened)
