@@ -214,9 +214,12 @@ func (p *parts) embedded(ctx context.Context, needs embedded.Needs) (holder stri
 		return "", err
 	}
 	dir := p.cfg.Embedded.DataDir
+	_, missing := os.Stat(dir)
 	switch {
 	case needs.Kafka && !p.fresh && !embedded.Exists(p.cfg.Embedded):
 		return "", fmt.Errorf("KAFKA_BROKERS is not set, and %s has no embedded log: set KAFKA_BROKERS, or PIXTOOLS_DATA_DIR, as for the PixTools whose log is meant", dir)
+	case missing != nil && !p.fresh:
+		return "", fmt.Errorf("DATABASE_URL or AWS_ENDPOINT_URL is not set, and there are no embedded parts in %s: set it, or PIXTOOLS_DATA_DIR, as for the PixTools that is meant", dir)
 	case needs.Kafka && p.running:
 		return "", fmt.Errorf("no PixTools runs in %s, so nothing new will come: start `pixtools serve`, or read what is there with `pixtools events cat`", dir)
 	}

@@ -345,7 +345,7 @@ func TestLargeRecords(t *testing.T) {
 		cfg.MaxBatchBytes = limit
 		brokers, err := eventlog.Connect(t.Context(), cfg, quiet)
 		require.NoError(t, err)
-		defer brokers.Close()
+		t.Cleanup(brokers.Close)
 		_, err = brokers.Import(t.Context(), eventlog.Import{Dir: dir, DryRun: true, Partitions: 2, Progress: silent})
 		if fits {
 			require.NoError(t, err)

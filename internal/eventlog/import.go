@@ -448,10 +448,11 @@ func originOf(r *kgo.Record) (*events.DeadLettered, *events.Origin) {
 		return nil, nil
 	}
 	letter, ok := e.Message.(*events.DeadLettered)
-	if !ok || letter.GetOrigin().GetTopic() != events.Topic {
+	origin := letter.GetOrigin()
+	if !ok || origin.GetTopic() != events.Topic {
 		return nil, nil
 	}
-	return letter, letter.GetOrigin()
+	return letter, origin
 }
 
 // relocate has a dead letter speak of its record's new place. It is the one thing that an
