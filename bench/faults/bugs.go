@@ -42,9 +42,9 @@ func bugs() []seeded {
 // What a run of a bug is made of: short, with what each of the bugs needs to show itself.
 const (
 	bugKills    = 16
-	bugWork     = 4 * time.Second // without faults, so that there is work when Kafka freezes
+	bugWork     = 4 * time.Second // without faults, so that there is work when Kafka dies
 	bugPause    = 1200 * time.Millisecond
-	bugFrozen   = 8 * time.Second // Kafka, longer than KAFKA_DELIVERY_TIMEOUT
+	bugAway     = 8 * time.Second // Kafka is, longer than KAFKA_DELIVERY_TIMEOUT
 	bugSlow     = 700 * time.Millisecond
 	bugPatience = 25 * time.Second
 	bugTakes    = 70 * time.Second
@@ -115,10 +115,11 @@ func playBug(ctx context.Context, o options, binary string, b seeded) (verdict, 
 		if err := pause(ctx, r.random, bugWork, bugWork); err != nil {
 			return err
 		}
-		r.fault("kafka frozen")
-		err := r.parts.kafka.Freeze(0)
+		// Dead, not frozen: what was sent to a frozen broker, it writes when it thaws.
+		r.fault("kafka dead")
+		err := r.parts.kafka.Kill(0)
 		if err == nil {
-			err = errors.Join(pause(ctx, r.random, bugFrozen, bugFrozen), r.parts.kafka.Thaw(0))
+			err = errors.Join(pause(ctx, r.random, bugAway, bugAway), r.parts.kafka.Restart(0))
 		}
 		return errors.Join(err, r.kills(ctx, bugKills/2, bugPause, b.aim), pause(ctx, r.random, killPause, killPause))
 	})
