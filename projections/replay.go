@@ -24,7 +24,7 @@ type ReplayConfig struct {
 	Workers int `env:"REPLAY_WORKERS" envDefault:"0"`
 	// HeldJobs is how many folded jobs all workers together keep in memory. A job that comes
 	// back after it was let go is read from the table.
-	HeldJobs int `env:"REPLAY_HELD_JOBS" envDefault:"40000"`
+	HeldJobs int `env:"REPLAY_HELD_JOBS" envDefault:"20000"`
 	// FilterBytes is the memory in which all workers together remember, roughly, which jobs
 	// are in the table. With too little of it, jobs are looked for that are not there.
 	FilterBytes int `env:"REPLAY_FILTER_BYTES" envDefault:"33554432"`
@@ -152,8 +152,8 @@ func offsetsOf(listed kadm.ListedOffsets) (map[int32]int64, error) {
 
 // Fetching is bounded: what is under way and what the client holds ready is some of these.
 const (
-	replayFetchBytes          = 4 << 20
-	replayFetchPartitionBytes = 512 << 10
+	replayFetchBytes          = 1 << 20
+	replayFetchPartitionBytes = 256 << 10
 )
 
 // consume makes a client that reads partitions from where it is told.

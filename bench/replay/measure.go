@@ -14,7 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -28,7 +28,7 @@ import (
 // worker do something with its records.
 func (b *bench) read(ctx context.Context, worker func() func(*kgo.Record) error) (time.Duration, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.ConsumeTopics(events.Topic), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxBytes(4<<20), kgo.FetchMaxPartitionBytes(512<<10))
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxBytes(1<<20), kgo.FetchMaxPartitionBytes(256<<10))
 	if err != nil {
 		return 0, err
 	}
@@ -130,24 +130,30 @@ func (b *bench) rebuild(ctx context.Context) (r rebuilt, err error) {
 	if err := cmd.Start(); err != nil {
 		return r, err
 	}
-	lines := bufio.NewScanner(io.TeeReader(told, os.Stderr))
-	marks, last := []float64{10, 50}, uint64(0)
-	for lines.Scan() {
-		if now := peakOf(cmd.Process.Pid); now > 0 {
-			last = now
+	// What the system says of a process that has ended counts its parent's memory, too, so it
+	// is looked at while it runs.
+	var last atomic.Uint64
+	watching, done := context.WithCancel(ctx)
+	defer done()
+	go func() {
+		for tick := time.NewTicker(20 * time.Millisecond); watching.Err() == nil; <-tick.C {
+			last.Store(max(last.Load(), peakOf(cmd.Process.Pid)))
 		}
+	}()
+	lines, marks := bufio.NewScanner(io.TeeReader(told, os.Stderr)), []float64{10, 50}
+	for lines.Scan() {
 		if m := progressed.FindStringSubmatch(lines.Text()); m != nil {
 			percent, _ := strconv.ParseFloat(m[1], 64)
 			for len(marks) > 0 && percent >= marks[0] {
 				marks = marks[1:]
-				r.peaks = append(r.peaks, peak{percent, last})
+				r.peaks = append(r.peaks, peak{percent, last.Load()})
 			}
 		}
 	}
 	if err := cmd.Wait(); err != nil {
 		return r, err
 	}
-	r.peaks = append(r.peaks, peak{100, max(last, peakAtEnd(cmd.ProcessState))})
+	r.peaks = append(r.peaks, peak{100, last.Load()})
 	m := built.FindStringSubmatch(out.String())
 	if m == nil {
 		return r, fmt.Errorf("the command says %q", out.String())
@@ -158,14 +164,6 @@ func (b *bench) rebuild(ctx context.Context) (r rebuilt, err error) {
 	}
 	r.rate = b.rate(r.took)
 	return r, nil
-}
-
-// peakAtEnd is what the system says of a process that has ended.
-func peakAtEnd(p *os.ProcessState) uint64 {
-	if usage, ok := p.SysUsage().(*syscall.Rusage); ok && runtime.GOOS == "linux" {
-		return uint64(usage.Maxrss) << 10
-	}
-	return 0
 }
 
 // peakOf is the most memory that a process has had so far (Linux); 0 where nobody knows.
