@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -395,6 +396,21 @@ func TestDamage(t *testing.T) {
 		refused(name)
 		require.NoError(t, os.WriteFile(path, whole, 0o600))
 	}
+	// A segment that decodes well and tells something else.
+	path := filepath.Join(dir, m.Files[0].Name)
+	whole, err := os.ReadFile(path)
+	require.NoError(t, err)
+	decoder, err := zstd.NewReader(nil)
+	require.NoError(t, err)
+	plain, err := decoder.DecodeAll(whole, nil)
+	require.NoError(t, err)
+	encoder, err := zstd.NewWriter(nil)
+	require.NoError(t, err)
+	other := bytes.Replace(plain, []byte("pixtools/test"), []byte("pixtools/tess"), 1)
+	require.NotEqual(t, plain, other)
+	require.NoError(t, os.WriteFile(path, encoder.EncodeAll(other, nil), 0o600))
+	refused(m.Files[0].Name)
+	require.NoError(t, os.WriteFile(path, whole, 0o600))
 	// A manifest that is whole and says something else than the files.
 	forge := func(change func(*eventlog.Manifest), says string) {
 		t.Helper()
