@@ -310,10 +310,10 @@ func (r *run) report(done result) {
 	for _, p := range history.Properties() {
 		found := slices.DeleteFunc(slices.Clone(done.violations), func(v history.Violation) bool { return v.Property != p })
 		if len(found) == 0 {
-			r.say("  %-10s  holds", p)
+			r.say("  %-12s  holds", p)
 			continue
 		}
-		r.say("  %-10s  VIOLATED %d times", p, len(found))
+		r.say("  %-12s  VIOLATED %d times", p, len(found))
 		for _, v := range found[:min(len(found), shownViolations)] {
 			r.say("    job %s: %s\n%s", v.JobID, clip(v.Message), lifeOf(h, v.JobID))
 		}
