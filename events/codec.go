@@ -147,10 +147,11 @@ func (e envelope) check() error {
 	return nil
 }
 
-// IsJobID says whether text is a UUID in the form that keys have.
+// IsJobID says whether text is a UUID in the form that keys have: two keys are never
+// the same UUID.
 func IsJobID(text string) bool {
 	_, err := uuid.Parse(text)
-	return err == nil && len(text) == 36
+	return err == nil && len(text) == 36 && text == strings.ToLower(text)
 }
 
 // message reads a value of the kind that the envelope names, if that begins with prefix.

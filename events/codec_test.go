@@ -157,13 +157,18 @@ func TestDecodeNamesWhatIsWrong(t *testing.T) {
 		change func(*kgo.Record)
 		says   string
 	}{
-		"no id":           {set(HeaderID, ""), HeaderID},
-		"no type":         {set(HeaderType, ""), HeaderType},
-		"other version":   {set(HeaderSpecVersion, "0.3"), HeaderSpecVersion},
-		"other subject":   {set(HeaderSubject, "x"), HeaderSubject},
-		"time":            {set(HeaderTime, "yesterday"), HeaderTime},
-		"no headers":      {func(r *kgo.Record) { r.Headers = nil }, HeaderSpecVersion},
-		"value":           {func(r *kgo.Record) { r.Value = []byte{0xff, 0xff} }, "value"},
+		"no id":         {set(HeaderID, ""), HeaderID},
+		"no type":       {set(HeaderType, ""), HeaderType},
+		"other version": {set(HeaderSpecVersion, "0.3"), HeaderSpecVersion},
+		"other subject": {set(HeaderSubject, "x"), HeaderSubject},
+		"time":          {set(HeaderTime, "yesterday"), HeaderTime},
+		"no headers":    {func(r *kgo.Record) { r.Headers = nil }, HeaderSpecVersion},
+		"value":         {func(r *kgo.Record) { r.Value = []byte{0xff, 0xff} }, "value"},
+		"key in capitals": {func(r *kgo.Record) {
+			id := "018F0000-0000-7000-8000-000000000001"
+			r.Key = []byte(id)
+			set(HeaderSubject, id)(r)
+		}, "is no id"},
 		"key":             {func(r *kgo.Record) { r.Key = []byte("x"); set(HeaderSubject, "x")(r) }, "is no id"},
 		"part of events":  {set(HeaderType, "pixtools.events.v1.Source"), "not an event"},
 		"missing payload": {func(r *kgo.Record) { r.Value = []byte{0x0a} }, "value"},

@@ -77,7 +77,8 @@ func (r *Replayer) Diff(ctx context.Context, name string, tell func(Progress), s
 			return d, err
 		}
 	}
-	return d, r.compare(ctx, reading, name, &d, tell, show)
+	err = r.compare(ctx, reading, name, &d, tell, show)
+	return d, err
 }
 
 // align has a snapshot taken when both read models are at the same positions.

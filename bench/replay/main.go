@@ -141,6 +141,7 @@ func (b *bench) measure(ctx context.Context) error {
 	show("raw COPY of the rows", b.rate(raw.took))
 	fmt.Printf("%-20s %8.0f events/s, in all %s; %d jobs, %.0f rows/s; raw COPY %.0f rows/s\n", "rebuild", rebuilt.rate, rebuilt.took.Round(time.Millisecond),
 		raw.rows, float64(raw.rows)/rebuilt.took.Seconds(), float64(raw.rows)/raw.took.Seconds())
+	fmt.Printf("CPU of the command   %.1f µs per event, without the broker's and PostgreSQL's\n", float64(rebuilt.cpu.Microseconds())/float64(b.events))
 	for _, p := range rebuilt.peaks {
 		fmt.Printf("peak memory at %3.0f%%  %d MiB\n", p.percent, p.bytes>>20)
 	}

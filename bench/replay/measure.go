@@ -108,6 +108,7 @@ type peak struct {
 type rebuilt struct {
 	rate  float64
 	took  time.Duration
+	cpu   time.Duration
 	name  string
 	peaks []peak
 }
@@ -154,6 +155,7 @@ func (b *bench) rebuild(ctx context.Context) (r rebuilt, err error) {
 		return r, err
 	}
 	r.peaks = append(r.peaks, peak{100, last.Load()})
+	r.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	m := built.FindStringSubmatch(out.String())
 	if m == nil {
 		return r, fmt.Errorf("the command says %q", out.String())
@@ -203,16 +205,11 @@ func (b *bench) copyRaw(ctx context.Context, schema string) (c copied, err error
 	var files []string
 	for i := range n {
 		name := filepath.Join(b.dir, fmt.Sprint("rows-", i))
-		file, err := os.Create(name)
+		rows, err := takeOut(ctx, conn, name, fmt.Sprintf("SELECT * FROM %s.jobs WHERE abs(uuid_hash(job_id)::bigint) %% %d = %d", schema, n, i))
 		if err != nil {
 			return c, err
 		}
-		defer file.Close()
-		tag, err := conn.PgConn().CopyTo(ctx, file, fmt.Sprintf("COPY (SELECT * FROM %s.jobs WHERE abs(uuid_hash(job_id)::bigint) %% %d = %d) TO STDOUT (FORMAT binary)", schema, n, i))
-		if err != nil {
-			return c, err
-		}
-		c.rows += tag.RowsAffected()
+		c.rows += rows
 		files = append(files, name)
 	}
 	began := time.Now()
@@ -223,6 +220,15 @@ func (b *bench) copyRaw(ctx context.Context, schema string) (c copied, err error
 	err = group.Wait()
 	c.took = time.Since(began)
 	return c, err
+}
+
+func takeOut(ctx context.Context, conn *pgx.Conn, name, query string) (rows int64, err error) {
+	file, err := os.Create(name)
+	if err != nil {
+		return 0, err
+	}
+	tag, err := conn.PgConn().CopyTo(ctx, file, "COPY ("+query+") TO STDOUT (FORMAT binary)")
+	return tag.RowsAffected(), errors.Join(err, file.Close())
 }
 
 func (b *bench) copyFile(ctx context.Context, name string) error {

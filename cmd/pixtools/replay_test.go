@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,7 +24,7 @@ func (p *program) replay(args ...string) (string, error) {
 	self, err := os.Executable()
 	require.NoError(p.t, err)
 	cmd := exec.Command(self, append([]string{"replay"}, args...)...)
-	cmd.Env = append(p.env, "LOG_LEVEL=warn", "REPLAY_SWAP_TIMEOUT=1500ms") // less than READ_WAIT_TIMEOUT
+	cmd.Env = append(slices.Clone(p.env), "LOG_LEVEL=warn", "REPLAY_SWAP_TIMEOUT=1500ms") // less than READ_WAIT_TIMEOUT
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -189,7 +190,8 @@ func TestReplay(t *testing.T) {
 	require.Equal(t, http.StatusOK, p.ask(http.MethodGet, "/api/jobs/"+x.ids[0]+"/events", nil, &history))
 	out = p.replayed("--until", history.Events[1].Position)
 	require.Contains(t, out, "cannot be promoted")
-	past := strings.TrimSuffix(strings.Fields(out[strings.Index(out, "built "):])[1], ":")
+	_, built, _ := strings.Cut(out, "built ")
+	past, _, _ := strings.Cut(built, ":")
 	var phase int16
 	require.NoError(t, db.QueryRow(within(t), "SELECT phase FROM "+past+".jobs WHERE job_id = $1", x.ids[0]).Scan(&phase))
 	require.EqualValues(t, 1, phase)
