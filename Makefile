@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-replay build clean native testdeps schemas generate model-import
+.PHONY: help run test lint bench bench-replay faults faults-bugs build clean native testdeps schemas generate model-import
 
 # What a Go build needs to find libvips; see internal/native/env.sh.
 ENV := eval "$$(sh internal/native/env.sh)" &&
@@ -25,6 +25,7 @@ test: native testdeps schemas ## run all tests, with real Kafka, PostgreSQL, Red
 
 schemas: native ## check the public contract: buf lint and breaking, AsyncAPI, OpenAPI, nothing stale
 	@sh schemas/check.sh
+	@sh schemas/gate_test.sh
 
 lint: native schemas ## run the linters, and check the public contract
 	@sh internal/lint/install.sh go
@@ -36,6 +37,12 @@ bench: build ## measure jobs a second, CPU a job, times; a rebuild; denoising be
 	@[ "$(PEERS)" = 0 ] || models/training/venv.sh >/dev/null
 	@$(ENV) go run ./bench/denoise -peers=$(if $(filter 0,$(PEERS)),false,true)
 
+# What make faults may be told, beside SCENARIO, KILLS and SEED, goes into FAULTS.
+faults: native testdeps ## kill, stop and change everything under load, and judge what is left (SCENARIO=all KILLS=300 SEED=...)
+	@$(ENV) go run ./bench/faults $(if $(SCENARIO),-scenario=$(SCENARIO)) $(if $(KILLS),-kills=$(KILLS)) $(if $(SEED),-seed=$(SEED)) $(FAULTS)
+
+faults-bugs: native testdeps ## make deliberate bugs, to show that the judge finds each of them (SEED=...)
+	@$(ENV) go run ./bench/faults -scenario=bugs $(if $(SEED),-seed=$(SEED)) $(FAULTS)
 bench-replay: build ## measure a rebuild of the read model: EVENTS=10000000 long a log, BROKER=embedded for that broker
 	@$(ENV) go run ./bench/replay -events=$(or $(EVENTS),10000000) -broker=$(or $(BROKER),kafka)
 

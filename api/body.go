@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
+	"strings"
+	"time"
 )
 
 // longestBody bounds a JSON body, in bytes.
@@ -31,12 +34,32 @@ func readBody(w http.ResponseWriter, r *http.Request, into any) error {
 	if err := decoder.Decode(into); err != nil {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
-			return invalid(kind.Field, fmt.Sprintf("%s is a %s, which it cannot be", kind.Field, kind.Value))
+			field := kind.Field[strings.LastIndexByte(kind.Field, '.')+1:] // the name as clients know it
+			return invalid(field, fmt.Sprintf("%s is a %s; it must be %s", field, kind.Value, wanted(kind.Type)))
+		}
+		var moment *time.ParseError
+		if errors.As(err, &moment) {
+			return invalid("body", fmt.Sprintf("%s is no time such as 2026-11-24T12:00:00Z", moment.Value))
 		}
 		return invalid("body", "the body is not the JSON object that is asked for: "+err.Error())
 	}
-	if decoder.More() {
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return invalid("body", "the body has something after its JSON object")
 	}
 	return nil
+}
+
+// wanted says in a reader's words what a member must be.
+func wanted(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a string"
+	case reflect.Slice:
+		return "an array"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	}
+	return "a number"
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -125,8 +126,17 @@ type TreatedLetter struct {
 
 // deadLetters answers GET /api/dead-letters.
 func (s *Server) deadLetters(c fuego.ContextNoBody) (DeadLetterPage, error) {
-	q := func(name string) string { return c.Request().URL.Query().Get(name) }
-	f := projections.LetterFilter{Operation: q("operation"), Type: q("type"), Code: q("code"), Group: q("group"), JobID: q("job_id"), After: q("after")}
+	given := c.Request().URL.Query()
+	for name := range given {
+		if !slices.Contains([]string{"state", "operation", "type", "code", "group", "job_id", "since", "until", "limit", "after"}, name) {
+			return DeadLetterPage{}, invalid(name, name+" is nothing that dead letters are picked by; see /docs")
+		}
+	}
+	q := given.Get
+	if id := q("job_id"); id != "" && !events.IsJobID(id) {
+		return DeadLetterPage{}, invalid("job_id", "job_id is not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")
+	}
+	f := projections.LetterFilter{Operation: q("operation"), Type: q("type"), Code: q("code"), Group: q("group"), JobID: strings.ToLower(q("job_id")), After: q("after")}
 	var err error
 	if f.Since, err = moment("since", q("since")); err != nil {
 		return DeadLetterPage{}, err
@@ -218,7 +228,7 @@ func renderLetter(l *events.DeadLetter) DeadLetter {
 
 // deadLetter answers GET /api/dead-letters/{id}.
 func (s *Server) deadLetter(c fuego.ContextNoBody) (DeadLetterDetail, error) {
-	id := c.PathParam("id")
+	id := strings.ToLower(c.PathParam("id"))
 	if !events.IsJobID(id) {
 		return DeadLetterDetail{}, invalid("id", "id is not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")
 	}
@@ -307,12 +317,18 @@ func (s *Server) treat(ctx context.Context, selection Selection, one func(l *eve
 	for _, id := range selection.IDs {
 		missing[id] = true
 	}
-	for _, letter := range page {
+	for i, letter := range page {
 		delete(missing, letter.ID)
 		result, err := one(letter, page)
 		var conflict *commands.Conflict
 		if errors.As(err, &conflict) {
 			result.Action, result.Detail, err = "none", conflict.Message, nil
+		}
+		if err != nil && i > 0 {
+			// What was done is told; who goes on from there hears of this.
+			s.Log.Warn("dead letters: not all of a page", "error", err)
+			answer.More, answer.Next = more+len(page)-i, &page[i-1].ID
+			return answer, nil
 		}
 		if err != nil {
 			return Treated{}, err
@@ -323,7 +339,7 @@ func (s *Server) treat(ctx context.Context, selection Selection, one func(l *eve
 	if more == 0 && selection.After == "" {
 		for _, id := range selection.IDs {
 			if missing[id] {
-				answer.Results = append(answer.Results, TreatedLetter{ID: id, Action: "none", Detail: "there is no such dead letter"})
+				answer.Results = append(answer.Results, TreatedLetter{ID: id, Action: "none", Detail: "there is no such dead letter among those that are meant"})
 			}
 		}
 	}
@@ -336,10 +352,8 @@ func (s *Server) redrive(c fuego.ContextNoBody) (Treated, error) {
 	if err := readBody(c.Response(), c.Request(), &selection); err != nil {
 		return Treated{}, err
 	}
-	// One at a time: two that retry the same job at once would both ask for the same
-	// revision, and of those the log takes one.
-	s.redriving.Lock()
-	defer s.redriving.Unlock()
+	s.retrying.Lock()
+	defer s.retrying.Unlock()
 	r := redriving{Server: s, ctx: c.Context(), selection: selection, traceParent: traceOf(c.Request()),
 		log:  s.Log.With("request", c.Request().Header.Get(requestIDHeader)),
 		jobs: map[string]*events.Job{}, appended: map[string]bool{}}
@@ -361,8 +375,8 @@ type redriving struct {
 func (r *redriving) one(l *events.DeadLetter, page []*events.DeadLetter) (TreatedLetter, error) {
 	command := commands.Redrive{Letter: l, MaxRevisions: r.cfg.MaxRevisions, TraceParent: r.traceParent, At: time.Now()}
 	for _, other := range page {
-		if other.GetJobId() == l.GetJobId() && other.GetOperation() != "" && other.ClosedAt.IsZero() {
-			command.Together = append(command.Together, other.GetOperation())
+		if other != l && other.GetJobId() == l.GetJobId() && other.ClosedAt.IsZero() {
+			command.Together = append(command.Together, other)
 		}
 	}
 	state, err := r.stateFor(&command)
@@ -375,7 +389,7 @@ func (r *redriving) one(l *events.DeadLetter, page []*events.DeadLetter) (Treate
 	}
 	detail := "its record is appended to the log again: " + e.Type()
 	if m, ok := e.Message.(*events.OperationRetryRequested); ok {
-		detail = fmt.Sprintf("%s runs again, as revision %d of the job", strings.Join(m.GetOperations(), ", "), m.GetRevision())
+		detail = fmt.Sprintf("revision %d begins: %s", m.GetRevision(), strings.Join(m.GetOperations(), ", "))
 	}
 	result := TreatedLetter{Action: action, Detail: detail}
 	if r.selection.DryRun {

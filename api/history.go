@@ -155,6 +155,11 @@ func (s *Server) jobAt(c fuego.ContextNoBody, id, at string) (Job, error) {
 	}
 	ctx, stop := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
 	defer stop()
+	if positionErr == nil { // a stream may tell of what the read model has not applied yet
+		if err := s.waitFor(ctx, at); err != nil {
+			return Job{}, err
+		}
+	}
 	if _, err := s.find(ctx, id); err != nil {
 		return Job{}, err
 	}

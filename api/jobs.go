@@ -80,6 +80,14 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	}
 	var ended <-chan struct{}
 	if patience > 0 {
+		select {
+		case s.waits <- struct{}{}:
+			defer func() { <-s.waits }()
+		default:
+			p := problem(http.StatusTooManyRequests, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
+			p.RetryAfter = retryAfter
+			return Job{}, p
+		}
 		var stop func()
 		ended, stop = s.Reader.Watch(id) // before reading the job
 		defer stop()
@@ -189,13 +197,11 @@ func (s *Server) findLatest(ctx context.Context, id string) (*events.Job, error)
 // now, and then reads the job. So a job that the read model does not know is found as soon
 // as its submission was answered, with no token at all.
 func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) {
-	// The high watermark, not the last stable offset: a request may lie behind an
-	// open transaction of the saga's.
-	ends, err := kadm.NewClient(s.Kafka).ListEndOffsets(ctx, events.Topic)
+	partition := PartitionOf(id, s.Partitions)
+	ends, err := s.ends(ctx)
 	if err != nil {
 		return nil, unavailable("Kafka does not tell how long the log is.", err)
 	}
-	partition := PartitionOf(id, s.Partitions)
 	end, ok := ends.Lookup(events.Topic, partition)
 	if !ok || end.Err != nil {
 		return nil, unavailable("Kafka does not tell how long the log is.", end.Err)
@@ -206,6 +212,29 @@ func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) 
 		}
 	}
 	return s.Reader.Job(ctx, defaultTenant, id)
+}
+
+// ends is where the log ends now: the high watermarks, not the last stable offsets, since
+// a request may lie behind an open transaction of the saga's.
+//
+// It is asked for beside the caller, since the client has been seen to wait seconds past
+// its context for a broker that takes connections and says nothing.
+func (s *Server) ends(ctx context.Context) (kadm.ListedOffsets, error) {
+	type answer struct {
+		ends kadm.ListedOffsets
+		err  error
+	}
+	told := make(chan answer, 1)
+	go func() {
+		ends, err := kadm.NewClient(s.Kafka).ListEndOffsets(ctx, events.Topic)
+		told <- answer{ends, err}
+	}()
+	select {
+	case a := <-told:
+		return a.ends, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // PartitionOf is where Kafka's clients put a job's events: murmur2 of the key.

@@ -13,7 +13,7 @@ import (
 
 // spec is the document as the binary prints it.
 func spec(t *testing.T) (*openapi3.T, []byte) {
-	server, err := New(Config{MaxUploads: 1}, Parts{})
+	server, err := New(Config{MaxUploads: 1, MaxWaits: 1}, Parts{})
 	require.NoError(t, err)
 	loader := openapi3.NewLoader()
 	doc, err := loader.LoadFromData(server.Spec())
@@ -55,7 +55,7 @@ func TestOpenAPIDescribesTheContract(t *testing.T) {
 // Every path described is routed. A parameter is filled in with a job id.
 func TestOpenAPIPathsAreRouted(t *testing.T) {
 	doc, _ := spec(t)
-	server, err := New(Config{MaxUploads: 1}, Parts{})
+	server, err := New(Config{MaxUploads: 1, MaxWaits: 1}, Parts{})
 	require.NoError(t, err)
 	for path, item := range doc.Paths.Map() {
 		for method := range item.Operations() {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-fuego/fuego"
 	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
@@ -40,7 +41,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, p
 	}
 	// Errors mean that the connection cannot have deadlines (a test's recorder).
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.cfg.UploadTimeout))
+	_ = connectionOf(r).SetReadDeadline(time.Now().Add(s.cfg.UploadTimeout))
 	u, err := s.readUpload(w, r)
 	if err != nil {
 		return Accepted{}, err
@@ -99,7 +100,7 @@ func (s *Server) submit(ctx context.Context, u *upload, command commands.Submit)
 			return submitted{}, err
 		}
 		command.JobID = id.String()
-		token, err := s.write(ctx, u, command, nil)
+		token, err := s.write(ctx, u, command)
 		return submitted{command.JobID, token}, err
 	}
 	command.JobID = events.JobID(command.Tenant, u.key)
@@ -111,47 +112,58 @@ func (s *Server) submit(ctx context.Context, u *upload, command commands.Submit)
 
 // submitKeyed writes a job whose id follows from its idempotency key. That the id
 // is derived is the guarantee: however many requests write it, it is one job, and
-// the first request in the log counts. The rest of this finds out early, and finds
-// keys that were used for something else:
+// the first request in the log counts. The rest of this sees to it that only requests
+// equal to that one are accepted:
 //
 //   - The read model knows every job of the past but the latest moments'.
-//   - Redis knows those: the first request to name a key leaves its fingerprint.
-//   - Without Redis, two different requests under one key may both get into the
-//     log; so each waits for the one that counts and compares.
+//   - Redis knows those, if it remembers them: the first request to name a key leaves its
+//     fingerprint.
+//   - Without Redis, or with one that came up empty a moment ago, two different requests
+//     under one key may both get into the log; so each waits for the one that counts and
+//     compares.
+//   - Without the read model, Redis alone tells, and so of the last IdempotencyTTL. An older
+//     key would be taken for a new one: its job stays what it is. Without both nobody can tell.
 func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Submit) (submitted, error) {
-	known, readErr := s.Reader.Job(ctx, command.Tenant, command.JobID)
-	if readErr != nil && !errors.Is(readErr, projections.ErrNotFound) && !errors.Is(readErr, projections.ErrUnavailable) {
-		return submitted{}, readErr
-	}
-	claim, redisErr := s.claim(ctx, command)
+	known, err := s.Reader.Job(ctx, command.Tenant, command.JobID)
 	switch {
-	case redisErr != nil && errors.Is(readErr, projections.ErrUnavailable):
-		return submitted{}, unavailable("Neither Redis nor the database can tell whether this idempotency key was used.", errors.Join(readErr, redisErr))
-	case redisErr == nil && claim == claimedByOther:
-		return submitted{}, commands.KeyConflict()
-	case redisErr == nil && claim == claimedAndWritten && known == nil:
-		return submitted{jobID: command.JobID}, nil
-	}
-	token, err := s.write(ctx, u, command, known)
-	if err != nil {
-		if claim == claimedNow && !errors.Is(err, kafka.ErrNotAcknowledged) {
-			s.release(ctx, command) // nothing of it is in the log
-		}
+	case err == nil:
+		_, err = command.Decide(known)
+		return submitted{jobID: command.JobID}, err
+	case !errors.Is(err, projections.ErrNotFound) && !errors.Is(err, projections.ErrUnavailable):
 		return submitted{}, err
 	}
-	if redisErr == nil {
-		s.confirm(ctx, command)
-		return submitted{command.JobID, token}, nil
+	claim, sure := s.claim(ctx, command)
+	switch {
+	case !sure && claim != claimedAndWritten && errors.Is(err, projections.ErrUnavailable):
+		if claim == claimedNow {
+			s.release(ctx, command)
+		}
+		return submitted{}, unavailable("Neither Redis nor the database can tell whether this idempotency key was used.", err)
+	case sure && claim == claimedByOther:
+		return submitted{}, commands.KeyConflict()
+	case claim == claimedAndWritten:
+		return submitted{jobID: command.JobID}, nil
 	}
-	return submitted{command.JobID, token}, s.compareWithWinner(ctx, command, token)
+	token, err := s.write(ctx, u, command)
+	if err == nil && !sure {
+		err = s.compareWithWinner(ctx, command, token)
+	}
+	var conflict *commands.Conflict
+	switch {
+	case err == nil && claim != claimedByOther:
+		s.confirm(ctx, command)
+	case claim == claimedNow && (errors.As(err, &conflict) || token == "" && !errors.Is(err, kafka.ErrNotAcknowledged)):
+		s.release(ctx, command) // the key is another's, or nothing of this is in the log
+	}
+	if err != nil {
+		return submitted{}, err
+	}
+	return submitted{command.JobID, token}, nil
 }
 
 // compareWithWinner waits until the projection has passed our own record; by then
 // the job in it is the one that counts.
 func (s *Server) compareWithWinner(ctx context.Context, command commands.Submit, token string) error {
-	if token == "" {
-		return nil // the read model had it, and it was compared
-	}
 	position, err := events.ParsePosition(token)
 	if err != nil {
 		return err
@@ -159,31 +171,32 @@ func (s *Server) compareWithWinner(ctx context.Context, command commands.Submit,
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WaitTimeout)
 	defer cancel()
 	if err := s.Reader.Wait(ctx, position.Partition, position.Offset); err != nil {
-		return unavailable("Redis is away and the read model is behind: this idempotency key cannot be checked.", err)
+		return unavailable("The read model is behind: this idempotency key cannot be checked.", err)
 	}
 	winner, err := s.Reader.Job(ctx, command.Tenant, command.JobID)
 	if err != nil {
-		return unavailable("Redis is away and the read model does not answer: this idempotency key cannot be checked.", err)
+		return unavailable("The read model does not answer: this idempotency key cannot be checked.", err)
 	}
 	_, err = command.Decide(winner)
 	return err
 }
 
 // write decides, stores the blob and appends the event. The token is that of the
-// event's position, empty where nothing needed to be written.
-func (s *Server) write(ctx context.Context, u *upload, command commands.Submit, known *events.Job) (string, error) {
+// event's position.
+func (s *Server) write(ctx context.Context, u *upload, command commands.Submit) (string, error) {
 	command.Source.Key = blob.RawPrefix + command.JobID + "/" + command.Source.GetSha256()
 	var err error
-	if known == nil {
-		if command.FileName, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.name); err == nil {
-			command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.webhookURL)
-		}
-		if err != nil {
-			return "", unavailable("The key that protects file names cannot be read from the database.", err)
-		}
+	if err := s.admit(command.Operations); err != nil {
+		return "", err
 	}
-	decided, err := command.Decide(known)
-	if err != nil || len(decided) == 0 {
+	if command.FileName, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.name); err == nil {
+		command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.webhookURL)
+	}
+	if err != nil {
+		return "", unavailable("The key that protects file names cannot be read from the database.", err)
+	}
+	decided, err := command.Decide(nil)
+	if err != nil {
 		return "", err
 	}
 	contentType := "image/" + command.Source.GetFormat()
@@ -204,33 +217,49 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit, 
 
 // What Redis says of a key.
 const (
-	claimedNow        = iota // by this request
+	claimUnknown      = iota // nothing: it is away
+	claimedNow               // by this request
 	claimedBySame            // by an equal request, which may be under way still
 	claimedAndWritten        // by an equal request, whose job is in the log
 	claimedByOther           // by a different request
 )
 
-const writtenMark = ":written"
+const (
+	writtenMark = ":written"
+	// bornKey holds since when Redis remembers: it is gone whenever the rest is.
+	bornKey = "pixtools:idempotency-since"
+)
 
 func claimKey(command commands.Submit) string { return "pixtools:idempotency:" + command.JobID }
 
-// claim leaves our fingerprint under the key, or tells whose is there.
-func (s *Server) claim(ctx context.Context, command commands.Submit) (int, error) {
+// claim leaves our fingerprint under the key, or tells whose is there. It is sure where
+// Redis has remembered keys for long enough: what was written before it came up is known
+// to the read model by then, and no request of that time is under way any more.
+func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int, sure bool) {
 	mine := hex.EncodeToString(command.Fingerprint)
-	first, err := s.Redis.SetNX(ctx, claimKey(command), mine, s.cfg.IdempotencyTTL).Result()
-	if err != nil || first {
-		return claimedNow, err
+	var born, there *redis.StringCmd
+	var first *redis.BoolCmd
+	_, err := s.Redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.SetNX(ctx, bornKey, time.Now().UnixMilli(), 0)
+		born = p.Get(ctx, bornKey)
+		first = p.SetNX(ctx, claimKey(command), mine, s.cfg.IdempotencyTTL)
+		there = p.Get(ctx, claimKey(command))
+		return nil
+	})
+	since, errSince := born.Int64()
+	if err != nil || errSince != nil {
+		return claimUnknown, false
 	}
-	there, err := s.Redis.Get(ctx, claimKey(command)).Result()
+	sure = time.Since(time.UnixMilli(since)) >= s.cfg.IdempotencySettle
 	switch {
-	case err != nil: // gone in between, or Redis is: as if Redis knew nothing
-		return claimedNow, err
-	case there == mine:
-		return claimedBySame, nil
-	case there == mine+writtenMark:
-		return claimedAndWritten, nil
+	case first.Val():
+		return claimedNow, sure
+	case there.Val() == mine:
+		return claimedBySame, sure
+	case there.Val() == mine+writtenMark:
+		return claimedAndWritten, sure
 	}
-	return claimedByOther, nil
+	return claimedByOther, sure
 }
 
 // confirm marks the key's job as written. Redis only saves work, so a failure is

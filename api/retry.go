@@ -35,6 +35,8 @@ func (s *Server) retry(c fuego.ContextNoBody) (Retried, error) {
 	if err := readBody(c.Response(), c.Request(), &request); err != nil {
 		return Retried{}, err
 	}
+	s.retrying.Lock()
+	defer s.retrying.Unlock()
 	ctx, stop := context.WithTimeout(c.Context(), s.cfg.WaitTimeout)
 	defer stop()
 	state, err := s.findLatest(ctx, id)

@@ -38,6 +38,10 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Every event of the job as the log has it, what caused it, how long that took, and the job after it."),
 		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
 		problems(404, 422, 503))
+	fuego.GetStd(f, "/api/jobs/{job_id}/stream", s.stream,
+		fuego.OptionOperationID("stream"), fuego.OptionSummary("Follow a job"),
+		fuego.OptionOverrideDescription("Server-sent events. event: job carries the whole job, at once and after each change; its id is a position. event: progress tells how far an operation is."),
+		problems(404, 422, 429, 503))
 	fuego.Post(f, "/api/jobs/{job_id}/cancel", s.cancel,
 		fuego.OptionOperationID("cancel"), fuego.OptionSummary("Cancel a job"),
 		fuego.OptionOverrideDescription("Operations without an outcome are given up; results that are there stay. What is being worked on is stopped."),
@@ -66,6 +70,10 @@ func (s *Server) routes(f *fuego.Server) {
 	fuego.Post(f, "/api/dead-letters/discard", s.discard,
 		fuego.OptionOperationID("discard"), fuego.OptionSummary("Let dead letters be"),
 		fuego.OptionOverrideDescription("They stay in the topic, and are not listed as open any more."), problems(413, 422, 503))
+	fuego.Get(f, "/api/queues", s.queues,
+		fuego.OptionOperationID("queues"), fuego.OptionSummary("What waits and what runs"),
+		fuego.OptionOverrideDescription("For operators: how much is to be done of each operation, and for how long it waits."),
+		problems(503))
 	fuego.Get(f, "/api/health", s.health,
 		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),
@@ -96,6 +104,9 @@ func describe(f *fuego.Server) ([]byte, error) {
 			onlyTypes(op)
 		}
 	}
+	stream := doc.Paths.Value("/api/jobs/{job_id}/stream").Get
+	stream.Responses.Set("200", &openapi3.ResponseRef{Value: openapi3.NewResponse().WithDescription("Events, until either side ends it").
+		WithContent(openapi3.NewContentWithSchema(openapi3.NewStringSchema(), []string{"text/event-stream"}))})
 	post := doc.Paths.Value("/api/process").Post
 	post.RequestBody = uploadSchema()
 	post.Responses.Delete("200")
@@ -115,7 +126,7 @@ func describe(f *fuego.Server) ([]byte, error) {
 	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
-	for _, op := range []*openapi3.Operation{cancel, retry, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
+	for _, op := range []*openapi3.Operation{cancel, retry, stream, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	}
 	delete(doc.Components.Schemas, "HTTPError")

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/sniff"
 	"github.com/pixtools/pixtools/projections"
@@ -48,6 +50,8 @@ type Config struct {
 	Picture sniff.Limits
 	// MaxUploads bounds the uploads in progress; one more is answered 429.
 	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256"`
+	// MaxStreams bounds the event streams that are open; one more is answered 429.
+	MaxStreams int `env:"MAX_STREAMS" envDefault:"2000"`
 	// UploadTimeout bounds reading one upload.
 	UploadTimeout time.Duration `env:"UPLOAD_TIMEOUT" envDefault:"5m"`
 	// WaitTimeout bounds how long a query waits for the projection, and for the database. With
@@ -55,10 +59,22 @@ type Config struct {
 	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"1700ms"`
 	// LongestWait bounds what a client may ask for with wait=.
 	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
+	// MaxWaits bounds the queries that wait for a job's end; one more is answered 429.
+	MaxWaits int `env:"MAX_WAITING_READS" envDefault:"4096"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
 	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
+	// IdempotencySettle is for how long a Redis that came up empty is not believed that it
+	// does not know a key: longer than a submission takes, and than the read model is behind.
+	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m"`
 	// MaxRevisions bounds how often a job may be retried.
 	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100"`
+	// QueueMaxAge is how long the oldest waiting work of an operation may wait; beyond it, submissions of
+	// that operation are answered 429.
+	QueueMaxAge time.Duration `env:"QUEUE_MAX_AGE" envDefault:"30m"`
+	// QueueRefresh is how often the queues are looked at.
+	QueueRefresh time.Duration `env:"QUEUE_REFRESH_INTERVAL" envDefault:"1s"`
+	// MaxSpoolBytes bounds what the uploads in progress take on disk, all together.
+	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824"`
 	// SpoolDir holds uploads while they arrive.
 	SpoolDir string `env:"SPOOL_DIR"`
 }
@@ -74,8 +90,20 @@ func (c Config) Validate() error {
 	positive("MAX_UPLOAD_BYTES", c.MaxUploadBytes)
 	positive("MAX_FIELD_BYTES", c.MaxFieldBytes)
 	positive("MAX_CONCURRENT_UPLOADS", int64(c.MaxUploads))
+	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
-	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL} {
+	positive("MAX_WAITING_READS", int64(c.MaxWaits))
+	if c.MaxSpoolBytes < c.MaxUploadBytes {
+		faults = append(faults, fmt.Errorf("SPOOL_MAX_BYTES is %d: it must be MAX_UPLOAD_BYTES, %d, or more", c.MaxSpoolBytes, c.MaxUploadBytes))
+	}
+	if c.QueueMaxAge < time.Second {
+		faults = append(faults, fmt.Errorf("QUEUE_MAX_AGE is %s: it must be 1s or more", c.QueueMaxAge))
+	}
+	if c.QueueRefresh < 50*time.Millisecond || c.QueueRefresh > queuesStaleAfter/2 {
+		faults = append(faults, fmt.Errorf("QUEUE_REFRESH_INTERVAL is %s: it must be from 50ms to %s", c.QueueRefresh, queuesStaleAfter/2))
+	}
+	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL,
+		"IDEMPOTENCY_SETTLE": c.IdempotencySettle} {
 		if d < 100*time.Millisecond {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
 		}
@@ -91,6 +119,8 @@ type Parts struct {
 	Redis       *redis.Client
 	Reader      *projections.Reader
 	DeadLetters *projections.DeadLetters
+	Follower    *projections.Follower
+	Progress    *progress.Listener
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	Keys    *secrets.Keyring
@@ -108,15 +138,24 @@ type Server struct {
 	Parts
 	// uploads holds a token per upload in progress.
 	uploads chan struct{}
-	// redriving is held by the one request that redrives dead letters.
-	redriving sync.Mutex
-	mux       *http.ServeMux
-	spec      []byte
+	// streams holds a token per event stream that is open.
+	streams chan struct{}
+	// retrying is held by the one request that retries jobs. Two that retry the same job at
+	// once would both ask for the same revision, and of those the log takes one. Of two
+	// processes each may have such a request: then one of them is answered, and not done.
+	retrying sync.Mutex
+	// waits holds a token per query that waits for a job's end.
+	waits chan struct{}
+	// spooled counts the bytes that uploads in progress have on disk.
+	spooled atomic.Int64
+	watcher watcher
+	mux     *http.ServeMux
+	spec    []byte
 }
 
 // New makes the server; it is an http.Handler.
 func New(cfg Config, parts Parts) (*Server, error) {
-	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads)}
+	s := &Server{cfg: cfg, Parts: parts, uploads: make(chan struct{}, cfg.MaxUploads), waits: make(chan struct{}, cfg.MaxWaits), streams: make(chan struct{}, cfg.MaxStreams)}
 	f := fuego.NewServer(
 		fuego.WithoutStartupMessages(), fuego.WithoutLogger(), fuego.WithoutAutoGroupTags(),
 		fuego.WithEngineOptions(
@@ -191,6 +230,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.unrouted(w, r).write(w)
 		return
 	}
+	// What the framework wraps around w hides the connection.
+	r = r.WithContext(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)))
 	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
 }
 
@@ -204,6 +245,13 @@ func identify(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(requestIDHeader, id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
+}
+
+type connectionKey struct{}
+
+// connectionOf reaches the request's connection: its deadlines, and what is buffered.
+func connectionOf(r *http.Request) *http.ResponseController {
+	return r.Context().Value(connectionKey{}).(*http.ResponseController)
 }
 
 // unrouted tells an unknown path from a known one asked with another method.

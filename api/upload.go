@@ -16,6 +16,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/pixtools/pixtools/commands"
@@ -205,7 +206,7 @@ func (s *Server) spool(body io.Reader) (*spooled, error) {
 	if n < keptInMemory {
 		reader := bytes.NewReader(start.Bytes())
 		out.ReadSeeker, out.ReaderAt = reader, reader
-	} else if err := out.toDisk(s.cfg.SpoolDir, &start, limited); err != nil {
+	} else if err := s.toDisk(out, &start, limited); err != nil {
 		return nil, err
 	}
 	if out.size > s.cfg.MaxUploadBytes {
@@ -216,8 +217,8 @@ func (s *Server) spool(body io.Reader) (*spooled, error) {
 	return out, nil
 }
 
-func (s *spooled) toDisk(dir string, start, rest io.Reader) error {
-	file, err := os.CreateTemp(dir, "upload-*")
+func (s *Server) toDisk(to *spooled, start, rest io.Reader) error {
+	file, err := os.CreateTemp(s.cfg.SpoolDir, "upload-*")
 	if err != nil {
 		return noRoom(err)
 	}
@@ -225,18 +226,50 @@ func (s *spooled) toDisk(dir string, start, rest io.Reader) error {
 	if err := os.Remove(file.Name()); err != nil {
 		return noRoom(errors.Join(err, file.Close()))
 	}
-	s.ReadSeeker, s.ReaderAt, s.close = file, file, func() { _ = file.Close() }
-	if s.size, err = io.Copy(file, io.MultiReader(start, rest)); err == nil {
+	room := &room{File: file, taken: &s.spooled, limit: s.cfg.MaxSpoolBytes}
+	to.ReadSeeker, to.ReaderAt, to.close = file, file, room.leave
+	if to.size, err = io.Copy(room, io.MultiReader(start, rest)); err == nil {
 		_, err = file.Seek(0, io.SeekStart)
 	}
 	if err != nil {
-		s.Close()
+		to.Close()
 	}
 	var disk *fs.PathError // of the file, since the body has no path
 	if errors.As(err, &disk) {
 		return noRoom(err)
 	}
 	return err
+}
+
+// room is a file whose bytes count among those of all uploads in progress.
+type room struct {
+	*os.File
+	taken *atomic.Int64
+	mine  int64
+	limit int64
+}
+
+// Write takes the room before the disk does: many uploads at once do not pass the limit together.
+func (r *room) Write(b []byte) (int, error) {
+	n := int64(len(b))
+	if r.taken.Add(n) > r.limit {
+		r.taken.Add(-n)
+		p := problem(http.StatusTooManyRequests, fmt.Sprintf("The uploads in progress take up SPOOL_MAX_BYTES, %d bytes; try again shortly", r.limit))
+		p.RetryAfter = retryAfter
+		return 0, p
+	}
+	r.mine += n
+	return r.File.Write(b)
+}
+
+// ReadFrom would have io.Copy pass Write by.
+func (r *room) ReadFrom(from io.Reader) (int64, error) {
+	return io.Copy(struct{ io.Writer }{r}, from)
+}
+
+func (r *room) leave() {
+	_ = r.Close()
+	r.taken.Add(-r.mine)
 }
 
 func noRoom(cause error) error { return unavailable("There is no room to receive the file.", cause) }

@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"errors"
 	"slices"
 	"time"
 
@@ -15,9 +14,9 @@ type Redrive struct {
 	// OriginFault says why not.
 	Origin      *events.Event
 	OriginFault string
-	// Together are operations of the same job whose dead letters are redriven with this
-	// one: a revision has one request.
-	Together     []string
+	// Together are dead letters of the same job that are redriven with this one: a revision
+	// has one request.
+	Together     []*events.DeadLetter
 	MaxRevisions int32
 	TraceParent  string
 	At           time.Time
@@ -44,43 +43,53 @@ func (c Redrive) Decide(state *events.Job) (events.Event, string, error) {
 	if c.Letter.GetOperation() == "" && c.Origin != nil && events.Fold(state, *c.Origin) != state {
 		return *c.Origin, RedriveAppend, nil
 	}
-	retry := Retry{Operations: c.operations(state), MaxRevisions: c.MaxRevisions, TraceParent: c.TraceParent, At: c.At}
+	retry := Retry{Operations: operationsOf(c.Letter, state), MaxRevisions: c.MaxRevisions, TraceParent: c.TraceParent, At: c.At}
 	if c.Letter.GetOperation() == "" && len(retry.Operations) == 0 {
+		if state.GetPhase() == events.Phase_PHASE_OPEN {
+			return events.Event{}, "", &Conflict{Field: "id", Message: "its job has not ended yet: wait for its end, and see then"}
+		}
 		if c.OriginFault != "" {
 			return events.Event{}, "", &Conflict{Field: "id", Message: "its record still cannot be read by this version (" + c.OriginFault + "), and its job needs nothing; discard it, or redrive it with a version that can"}
 		}
 		return events.Event{}, "", &Conflict{Field: "id", Message: "its record was taken in meanwhile; there is nothing to do: discard it"}
 	}
-	for _, op := range state.GetOperations() {
-		if slices.Contains(c.Together, op.GetName()) && !slices.Contains(retry.Operations, op.GetName()) && op.GetPhase() == events.OperationPhase_OPERATION_PHASE_FAILED {
-			retry.Operations = append(retry.Operations, op.GetName())
+	for _, other := range c.Together {
+		for _, name := range operationsOf(other, state) {
+			if !slices.Contains(retry.Operations, name) && failed(state, name) {
+				retry.Operations = append(retry.Operations, name)
+			}
 		}
 	}
 	if state == nil {
 		return events.Event{}, "", &Conflict{Field: "id", Message: "the read model has no such job; discard it"}
 	}
-	decided, err := retry.Decide(state)
-	var faults Invalid
-	if errors.As(err, &faults) {
-		return events.Event{}, "", &Conflict{Field: "id", Message: faults.Error()}
+	if done := c.Letter.GetOperation(); done != "" && state.GetPhase() == events.Phase_PHASE_ENDED && !failed(state, done) {
+		return events.Event{}, "", &Conflict{Field: "id", Message: done + " has completed since, or was cancelled; there is nothing to do: discard it"}
 	}
+	decided, err := retry.Decide(state)
 	if err != nil {
 		return events.Event{}, "", err
 	}
 	return decided[0], RedriveRetry, nil
 }
 
-// operations are those that the letter is about: its own, or those that were given up
+// operationsOf are those that a letter is about: its own, or those that were given up
 // because of its record.
-func (c Redrive) operations(state *events.Job) []string {
-	if c.Letter.GetOperation() != "" {
-		return []string{c.Letter.GetOperation()}
+func operationsOf(letter *events.DeadLetter, state *events.Job) []string {
+	if letter.GetOperation() != "" {
+		return []string{letter.GetOperation()}
 	}
 	var all []string
 	for _, op := range state.GetOperations() {
-		if op.GetPhase() == events.OperationPhase_OPERATION_PHASE_FAILED && op.GetFailureCode() == c.Letter.GetCode() {
+		if failed(state, op.GetName()) && op.GetFailureCode() == letter.GetCode() {
 			all = append(all, op.GetName())
 		}
 	}
 	return all
+}
+
+func failed(state *events.Job, name string) bool {
+	return slices.ContainsFunc(state.GetOperations(), func(op *events.OperationState) bool {
+		return op.GetName() == name && op.GetPhase() == events.OperationPhase_OPERATION_PHASE_FAILED
+	})
 }

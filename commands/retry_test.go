@@ -101,7 +101,8 @@ func TestRedrive(t *testing.T) {
 	}
 	avif := &events.DeadLettered{JobId: job.GetId(), Operation: "avif", Revision: 1, Code: "x"}
 	require.Equal(t, []string{"avif"}, retryOf(Redrive{Letter: letter(avif)}))
-	require.Equal(t, []string{"avif", "denoise"}, retryOf(Redrive{Letter: letter(avif), Together: []string{"avif", "denoise", "webp", "jpg"}}),
+	require.Equal(t, []string{"avif", "denoise"}, retryOf(Redrive{Letter: letter(avif), Together: []*events.DeadLetter{
+		letter(avif), letter(&events.DeadLettered{Operation: "webp"}), letter(&events.DeadLettered{Operation: "jpg"}), letter(&events.DeadLettered{Code: "x", Group: "g"})}}),
 		"with what failed, and not what completed or was cancelled")
 	// A record as a whole: what was given up because of it runs again.
 	whole := &events.DeadLettered{JobId: job.GetId(), Origin: &events.Origin{Topic: events.Topic, Offset: 7}, Code: "x"}
@@ -123,14 +124,15 @@ func TestRedrive(t *testing.T) {
 		Redrive
 		job *events.Job
 	}{
-		"was redriven already":        {Redrive{Letter: closed}, job},
-		"was discarded already":       {Redrive{Letter: discarded}, job},
-		"has not ended":               {Redrive{Letter: letter(avif)}, running},
-		"no such job":                 {Redrive{Letter: letter(avif)}, nil},
-		"still cannot be read":        {Redrive{Letter: letter(whole), OriginFault: "broken"}, job},
-		"was taken in meanwhile":      {Redrive{Letter: letter(whole), Origin: &known}, job},
-		"webp has completed":          {Redrive{Letter: letter(&events.DeadLettered{JobId: job.GetId(), Operation: "webp"})}, job},
-		"is no operation of this job": {Redrive{Letter: letter(&events.DeadLettered{JobId: job.GetId(), Operation: "gif"})}, job},
+		"was redriven already":                      {Redrive{Letter: closed}, job},
+		"was discarded already":                     {Redrive{Letter: discarded}, job},
+		"has not ended":                             {Redrive{Letter: letter(avif)}, running},
+		"no such job":                               {Redrive{Letter: letter(avif)}, nil},
+		"still cannot be read":                      {Redrive{Letter: letter(whole), OriginFault: "broken"}, job},
+		"was taken in meanwhile":                    {Redrive{Letter: letter(whole), Origin: &known}, job},
+		"webp has completed since":                  {Redrive{Letter: letter(&events.DeadLettered{JobId: job.GetId(), Operation: "webp"})}, job},
+		"jpg has completed since, or was cancelled": {Redrive{Letter: letter(&events.DeadLettered{JobId: job.GetId(), Operation: "jpg"})}, job},
+		"its job has not ended yet":                 {Redrive{Letter: letter(whole), OriginFault: "broken"}, running},
 	} {
 		c.MaxRevisions = 9
 		_, _, err := c.Decide(c.job)

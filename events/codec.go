@@ -128,18 +128,21 @@ func open(r *kgo.Record) (envelope, error) {
 	return e, nil
 }
 
+// longestQuoted bounds what an error quotes of a record, in bytes.
+const longestQuoted = 100
+
 func (e envelope) check() error {
 	switch {
 	case e.version != specVersion:
-		return &MalformedError{Reason: fmt.Sprintf("%s is %q, not %q", HeaderSpecVersion, e.version, specVersion)}
+		return &MalformedError{Reason: fmt.Sprintf("%s is %q, not %q", HeaderSpecVersion, told(e.version, longestQuoted), specVersion)}
 	case e.id == "":
 		return &MalformedError{Reason: HeaderID + " is missing"}
 	case e.kind == "":
 		return &MalformedError{Reason: HeaderType + " is missing"}
 	case e.subject != e.key:
-		return &MalformedError{Reason: fmt.Sprintf("%s %q is not the record's key %q", HeaderSubject, e.subject, e.key)}
+		return &MalformedError{Reason: fmt.Sprintf("%s %q is not the record's key %q", HeaderSubject, told(e.subject, longestQuoted), told(e.key, longestQuoted))}
 	case !IsJobID(e.key):
-		return &MalformedError{Reason: fmt.Sprintf("key %q is no id: a UUID in text form", e.key)}
+		return &MalformedError{Reason: fmt.Sprintf("key %q is no id: a UUID in text form", told(e.key, longestQuoted))}
 	}
 	return nil
 }
@@ -156,7 +159,7 @@ func (e envelope) message(value []byte, prefix string) (proto.Message, error) {
 	// The global registry holds every linked message; the prefix keeps it to ours.
 	known, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(e.kind))
 	if err != nil || !strings.HasPrefix(e.kind, prefix) {
-		return nil, fmt.Errorf("%w: %s", ErrUnknownType, e.kind)
+		return nil, fmt.Errorf("%w: %s", ErrUnknownType, told(e.kind, longestQuoted))
 	}
 	m := known.New().Interface()
 	if err := proto.Unmarshal(value, m); err != nil {

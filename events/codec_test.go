@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write golden files of events that have 
 const corpus = "../schemas/corpus"
 
 // examples is one filled-in message per event, as written by this version.
-func examples(t *testing.T) []proto.Message {
+func examples(t testing.TB) []proto.Message {
 	params, err := structpb.NewStruct(map[string]any{"quality": 80})
 	require.NoError(t, err)
 	artifact := &Artifact{Key: "processed/" + testJob + "/bb.webp", Sha256: "bb", Bytes: 7, Width: 4, Height: 3, Format: "webp"}
@@ -69,10 +69,16 @@ func goldenOf(r *kgo.Record) golden {
 	return g
 }
 
-func (g golden) record(t *testing.T) *kgo.Record {
+// readExample is a golden record of the corpus as a consumer gets it.
+func readExample(t *testing.T, file string) *kgo.Record {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	require.NoError(t, err)
+	var g golden
+	require.NoError(t, json.Unmarshal(raw, &g), file)
 	value, err := hex.DecodeString(g.Value)
 	require.NoError(t, err)
-	r := &kgo.Record{Topic: Topic, Key: []byte(g.Key), Value: value}
+	r := &kgo.Record{Key: []byte(g.Key), Value: value}
 	for k, v := range g.Headers {
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: k, Value: []byte(v)})
 	}
@@ -94,21 +100,27 @@ func TestCorpusHoldsWhatWeWrite(t *testing.T) {
 		r, err := e.Record()
 		require.NoError(t, err)
 		name := strings.TrimPrefix(e.Type(), typePrefix)
-		file := filepath.Join(corpus, fmt.Sprintf("%s.%d.json", name, max(1, version[name])))
-		want, err := json.MarshalIndent(goldenOf(r), "", "  ")
-		require.NoError(t, err)
-		have, err := os.ReadFile(file)
-		if os.IsNotExist(err) && *update {
-			require.NoError(t, os.MkdirAll(corpus, 0o755))
-			require.NoError(t, os.WriteFile(file, append(want, '\n'), 0o644))
-			continue
-		}
-		require.NoError(t, err, "no example; run go test ./events -update")
-		require.JSONEq(t, string(have), string(want), file)
+		requireExample(t, fmt.Sprintf("%s.%d.json", name, max(1, version[name])), r)
 	}
 	for _, m := range Catalogue() {
 		require.True(t, found[string(m.ProtoReflect().Descriptor().FullName())], "%T has no example", m)
 	}
+}
+
+// requireExample says that the record is the example that the corpus has under this name.
+func requireExample(t *testing.T, name string, r *kgo.Record) {
+	t.Helper()
+	file := filepath.Join(corpus, name)
+	want, err := json.MarshalIndent(goldenOf(r), "", "  ")
+	require.NoError(t, err)
+	have, err := os.ReadFile(file)
+	if os.IsNotExist(err) && *update {
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		require.NoError(t, os.WriteFile(file, append(want, '\n'), 0o644))
+		return
+	}
+	require.NoError(t, err, "no example; run go test ./events -update")
+	require.JSONEq(t, string(have), string(want), file)
 }
 
 // Every event ever released decodes, loses nothing, and keeps its id.
@@ -117,11 +129,7 @@ func TestCorpusDecodesForEver(t *testing.T) {
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, len(files), len(Catalogue()))
 	for _, file := range files {
-		raw, err := os.ReadFile(file)
-		require.NoError(t, err)
-		var g golden
-		require.NoError(t, json.Unmarshal(raw, &g), file)
-		e, err := Decode(g.record(t))
+		e, err := Decode(readExample(t, file))
 		require.NoError(t, err, file)
 		require.Empty(t, e.Message.ProtoReflect().GetUnknown(), file)
 		require.Equal(t, e.ID, eventID(e.JobID, e.Message), "%s: the derived id has changed", file)

@@ -13,8 +13,22 @@ import (
 // letterSpace is the name space of dead letters' ids, a part of their topic's format.
 var letterSpace = uuid.MustParse("4b0f63d2-91f5-5d0a-a1cf-6465616c6574")
 
-// longestStack bounds the stack in a dead letter, in bytes: its beginning says most.
-const longestStack = 16 << 10
+// What a dead letter tells is bounded, in bytes, and its beginning says most: it must fit
+// into a record, whatever the broken one was like.
+const (
+	longestStack   = 16 << 10
+	longestMessage = 1 << 10
+	longestType    = 256
+)
+
+// told is what may be told of a broken record, which may hold anything: text in Protobuf
+// must be UTF-8.
+func told(text string, longest int) string {
+	if len(text) > longest {
+		text = text[:longest]
+	}
+	return strings.ToValidUTF8(text, "?")
+}
 
 // Codes of failures that more than one part of PixTools tells.
 const (
@@ -58,9 +72,7 @@ func NewDeadLetter(at time.Time, source, correlationID string, m *DeadLettered) 
 		name = fmt.Sprintf("operation/%s/%d/%s", m.GetJobId(), m.GetRevision(), m.GetOperation())
 	}
 	m = proto.Clone(m).(*DeadLettered)
-	// What is told of a broken record may be anything; text in Protobuf must be UTF-8.
-	m.Type, m.Message = strings.ToValidUTF8(m.GetType(), "?"), strings.ToValidUTF8(m.GetMessage(), "?")
-	m.Stack = strings.ToValidUTF8(m.GetStack()[:min(len(m.GetStack()), longestStack)], "")
+	m.Type, m.Message, m.Stack = told(m.GetType(), longestType), told(m.GetMessage(), longestMessage), told(m.GetStack(), longestStack)
 	if !IsJobID(m.GetJobId()) {
 		m.JobId = ""
 	}

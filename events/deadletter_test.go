@@ -1,6 +1,7 @@
 package events
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,9 @@ func TestDeadLetterRecords(t *testing.T) {
 	require.Equal(t, "x?", m.GetType())
 	require.Empty(t, m.GetJobId())
 	require.LessOrEqual(t, len(m.GetStack()), longestStack)
+	long := NewDeadLetter(testTime, "s", "r", &DeadLettered{Type: strings.Repeat("t", longestType+1), Message: strings.Repeat("m", longestMessage)}).Message.(*DeadLettered)
+	require.Len(t, long.GetType(), longestType)
+	require.Len(t, long.GetMessage(), longestMessage)
 	for _, e := range []LetterEvent{e, Redriven(e.LetterID, "e", testTime), Discarded(e.LetterID, "why", testTime)} {
 		r, err := e.Record()
 		require.NoError(t, err)
@@ -34,6 +38,53 @@ func TestDeadLetterRecords(t *testing.T) {
 	_, err = DecodeLetter(&kgo.Record{})
 	var malformed *MalformedError
 	require.ErrorAs(t, err, &malformed)
+}
+
+// letterExamples is one filled-in message per fact about a dead letter, as written by
+// this version.
+func letterExamples() []LetterEvent {
+	told := NewDeadLetter(testTime, "pixtools/webp", "req-1", &DeadLettered{Group: OperationGroup + "webp",
+		Origin: &Origin{Topic: Topic, Partition: 3, Offset: 9}, Type: typePrefix + "JobRequested", JobId: testJob,
+		Operation: "webp", Revision: 1, Attempts: 3, Kind: FailureKind_FAILURE_KIND_INTERNAL, Code: CodePanic,
+		Message: "given up after 3 attempts at which the program failed", Stack: "panic: example\n\ngoroutine 1 [running]:"})
+	return []LetterEvent{told, Redriven(told.LetterID, "1fbde9ac-1f0e-52c7-b9c2-308d922cf62d", testTime), Discarded(told.LetterID, "test traffic", testTime)}
+}
+
+// letterName is the name of a fact's type in its package, and of its example.
+func letterName(e LetterEvent) string { return string(e.Message.ProtoReflect().Descriptor().Name()) }
+
+// Every fact about dead letters that this version writes has an example in the corpus,
+// and this version still writes it so. A changed message gets a new file beside the old.
+func TestLetterCorpusHoldsWhatWeWrite(t *testing.T) {
+	found := map[string]bool{"Origin": true} // a part of one
+	for _, e := range letterExamples() {
+		found[letterName(e)] = true
+		r, err := e.Record()
+		require.NoError(t, err)
+		requireExample(t, filepath.Join("deadletters", letterName(e)+".1.json"), r)
+	}
+	for i := range File_pixtools_deadletters_v1_deadletters_proto.Messages().Len() {
+		name := string(File_pixtools_deadletters_v1_deadletters_proto.Messages().Get(i).Name())
+		require.True(t, found[name], "%s has no example", name)
+	}
+}
+
+// Every fact about a dead letter ever released decodes, loses nothing, and keeps its ids.
+func TestLetterCorpusDecodesForEver(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(corpus, "deadletters", "*.json"))
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(files), len(letterExamples()))
+	for _, file := range files {
+		e, err := DecodeLetter(readExample(t, file))
+		require.NoError(t, err, file)
+		require.Empty(t, e.Message.ProtoReflect().GetUnknown(), file)
+		again := newLetterEvent(e.LetterID, e.Time, e.Source, e.Message)
+		if m, ok := e.Message.(*DeadLettered); ok {
+			again = NewDeadLetter(e.Time, e.Source, e.CorrelationID, m)
+		}
+		require.Equal(t, again.LetterID, e.LetterID, "%s: the dead letter's derived id has changed", file)
+		require.Equal(t, again.ID, e.ID, "%s: the derived id has changed", file)
+	}
 }
 
 func TestDeadLetterIdentity(t *testing.T) {

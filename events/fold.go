@@ -163,7 +163,8 @@ func foldFailed(s *Job, e Event, m *OperationFailed) *Job {
 }
 
 func fail(op *OperationState, m *OperationFailed) {
-	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_FAILED, m.GetAttempt()
+	// Who gives an operation up, and does not work at it, may know of no attempt.
+	op.Phase, op.Attempt = OperationPhase_OPERATION_PHASE_FAILED, max(op.GetAttempt(), m.GetAttempt())
 	op.FailureKind, op.FailureCode, op.FailureMessage = m.GetKind(), m.GetCode(), m.GetMessage()
 }
 
@@ -178,10 +179,13 @@ func foldFinalized(s *Job, e Event, m *JobFinalized) *Job {
 }
 
 func foldRetry(s *Job, e Event, m *OperationRetryRequested) *Job {
-	if s == nil {
-		s = retold(e, m)
+	if s.GetPhase() == Phase_PHASE_DELETED || s.GetSourceExpired() || m.GetRevision() <= s.GetRevision() {
+		return nil
 	}
-	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 || s.GetSourceExpired() {
+	if told := retold(e, m); told != nil && !endedAs(s, told, m) {
+		s = told
+	}
+	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 {
 		return nil
 	}
 	next := copyOf(s)
@@ -231,6 +235,36 @@ func retold(e Event, m *OperationRetryRequested) *Job {
 	return s
 }
 
+// endedAs says whether the job ended as its retry tells. In the whole log it always did.
+// It did not for who has forgotten it; or has forgotten it and then taken a late repeat of
+// its beginning for a new job.
+func endedAs(s, told *Job, m *OperationRetryRequested) bool {
+	if s.GetPhase() != Phase_PHASE_ENDED || s.GetRevision() != told.GetRevision() || len(s.GetOperations()) != len(told.GetOperations()) {
+		return false
+	}
+	const completed = OperationPhase_OPERATION_PHASE_COMPLETED
+	for i, op := range told.GetOperations() {
+		before := s.GetOperations()[i]
+		switch {
+		case before.GetName() != op.GetName():
+			return false
+		case slices.Contains(m.GetOperations(), op.GetName()): // it is not told whether that failed or was cancelled
+			if (before.GetPhase() == completed) != (op.GetPhase() == completed) {
+				return false
+			}
+		case before.GetPhase() != op.GetPhase(), op.GetPhase() == completed && !sameWork(before, op):
+			return false
+		}
+	}
+	return true
+}
+
+// sameWork says whether two completions are of the same attempt. Their artifacts do not
+// say: one may have been replaced since.
+func sameWork(a, b *OperationState) bool {
+	return a.GetAttempt() == b.GetAttempt() && a.GetEngine() == b.GetEngine() && proto.Equal(a.GetCpuTime(), b.GetCpuTime())
+}
+
 func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {
 	if s.GetPhase() != Phase_PHASE_OPEN || m.GetRevision() != s.GetRevision() || s.Settled() {
 		return nil
@@ -246,7 +280,8 @@ func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {
 }
 
 func foldReplaced(s *Job, m *ArtifactReplaced) *Job {
-	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision() {
+	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision() ||
+		m.GetArtifact().GetSha256() == m.GetReplacedSha256() { // the same bytes: a repeat would count again
 		return nil
 	}
 	for i, op := range s.GetOperations() {
@@ -300,9 +335,10 @@ func foldWebhookDelivered(s *Job, m *WebhookDelivered) *Job {
 
 func foldWebhookFailed(s *Job, m *WebhookFailed) *Job {
 	next := webhookOf(s, m.GetRevision())
-	// A failure told after a later attempt was scheduled, or after success, is old.
-	if next == nil || next.Webhook.GetDelivered() || next.Webhook.GetFailed() ||
-		m.GetAttempt() < next.Webhook.GetAttempt() {
+	// A failure told after a later attempt was scheduled, or after success, is old; so is
+	// one of an attempt that is not due any more, since that has failed already.
+	if next == nil || next.Webhook.GetDelivered() || next.Webhook.GetFailed() || m.GetAttempt() < next.Webhook.GetAttempt() ||
+		m.GetAttempt() == next.Webhook.GetAttempt() && next.Webhook.GetDue() == nil {
 		return nil
 	}
 	w := next.Webhook

@@ -2,12 +2,15 @@ package events
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 const testJob = "018f0000-0000-7000-8000-000000000001"
@@ -82,7 +85,7 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 		{"finalized of revision 2", final(2, Outcome_OUTCOME_PARTIAL), "......."},
 		{"retry to revision 2", &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, "....x.."},
 		{"retry that tells the job", &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}, Request: requested(),
-			Completed: []*OperationCompleted{completed(1, "webp", "w")}}, "x...x.."},
+			Completed: []*OperationCompleted{completed(1, "webp", "w")}}, "xxxxx.."},
 		{"retry that tells the job, of what completed", &OperationRetryRequested{Revision: 2, Operations: []string{"webp"}, Request: requested(),
 			Completed: []*OperationCompleted{completed(1, "webp", "w")}}, "......."},
 		{"retry of what completed", &OperationRetryRequested{Revision: 2, Operations: []string{"webp"}}, "......."},
@@ -91,9 +94,11 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 		{"cancel of revision 2", &JobCancelRequested{Revision: 2}, ".....x."},
 		{"replaced", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "n"}}, "....x.."},
 		{"replaced another", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "q", Artifact: &Artifact{Sha256: "n"}}, "......."},
+		{"replaced by the same", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "w"}}, "......."},
 		{"webhook scheduled", &WebhookScheduled{Revision: 1, Attempt: 1}, "....xx."},
 		{"webhook delivered", &WebhookDelivered{Revision: 1, Attempt: 1}, "....xx."},
 		{"webhook failed", &WebhookFailed{Revision: 1, Attempt: 1, Final: true}, "....xx."},
+		{"webhook failed, to be tried again", &WebhookFailed{Revision: 1, Attempt: 1, Code: "timeout"}, "....xx."},
 		{"expired source", &ArtifactsExpired{Source: true}, ".xxxxx."},
 		{"expired artifact", &ArtifactsExpired{Operations: []string{"webp"}}, "...xxx."},
 		{"deleted", &JobDeleted{}, ".xxxxx."},
@@ -113,6 +118,30 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 	}
 	for _, m := range Catalogue() {
 		require.True(t, covered[at(m.ProtoReflect().New().Interface()).Type()], "%T has no row", m)
+	}
+}
+
+// Who has forgotten a job and then takes a late repeat of its beginning for a new one is
+// put right by the next retry, whatever it has made of the job meanwhile.
+func TestRetryTellsTheTruth(t *testing.T) {
+	retry := &OperationRetryRequested{Revision: 3, Operations: []string{"avif"}, Request: requested(), RequestedAt: timestamppb.New(testTime),
+		Completed: []*OperationCompleted{completed(2, "webp", "w")}}
+	end := final(1, Outcome_OUTCOME_FAILED)
+	whole := foldAll(requested(), completed(1, "webp", "w"), failed(1, "avif"), final(1, Outcome_OUTCOME_PARTIAL),
+		&OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, failed(2, "avif"), final(2, Outcome_OUTCOME_PARTIAL), retry)
+	for name, misled := range map[string]*Job{
+		"forgot it":        foldAll(retry),
+		"thinks it open":   foldAll(requested(), retry),
+		"thinks it failed": foldAll(requested(), failed(1, "webp"), failed(1, "avif"), end, retry),
+		"completed it again": foldAll(requested(), &OperationCompleted{Revision: 1, Operation: "webp", Attempt: 1, CpuTime: durationpb.New(time.Second)},
+			failed(1, "avif"), end, &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, failed(2, "avif"), final(2, Outcome_OUTCOME_PARTIAL), retry),
+		"failed, and again": foldAll(requested(), failed(1, "webp"), failed(1, "avif"), end,
+			&OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}, failed(2, "avif"), final(2, Outcome_OUTCOME_FAILED), retry),
+	} {
+		for _, s := range []*Job{whole, misled} {
+			s.GetOperations()[0].EndedAt = nil
+		}
+		require.True(t, proto.Equal(whole, misled), "%s:\n%v\n%v", name, whole, misled)
 	}
 }
 
@@ -154,6 +183,66 @@ func TestRepeatsMeanNothing(t *testing.T) {
 		}
 		require.True(t, proto.Equal(want, s), "seed %d", seed)
 	}
+}
+
+// FuzzFold reads bytes as events: a kind, a length, a value. Whatever they are, and in
+// whatever state, Fold does not panic, does not change the state that it is given, and
+// takes an event in once.
+func FuzzFold(f *testing.F) {
+	kinds := Catalogue()
+	encode := func(ms ...proto.Message) (all []byte) {
+		for _, m := range ms {
+			kind := slices.IndexFunc(kinds, func(k proto.Message) bool { return k.ProtoReflect().Descriptor() == m.ProtoReflect().Descriptor() })
+			value, err := proto.Marshal(m)
+			require.NoError(f, err)
+			all = append(append(all, byte(kind), byte(len(value)), byte(len(value)>>8)), value...)
+		}
+		return all
+	}
+	retry := &OperationRetryRequested{Revision: 2, Operations: []string{"avif"}, Request: requested(), Completed: []*OperationCompleted{completed(1, "webp", "w")},
+		Failed: []*OperationFailed{failed(1, "avif")}, Cancelled: []string{"avif"}}
+	end := final(1, Outcome_OUTCOME_PARTIAL)
+	f.Add(encode(requested(), started(1, "webp", 1), completed(1, "webp", "w"), failed(1, "avif"), end, retry, started(2, "avif", 1), completed(2, "avif", "a")))
+	f.Add(encode(requested(), &JobCancelRequested{Revision: 1}, end, &WebhookScheduled{Revision: 1, Attempt: 1, Due: timestamppb.New(testTime)},
+		&WebhookFailed{Revision: 1, Attempt: 1, Code: "timeout"}, &WebhookDelivered{Revision: 1, Attempt: 1}, &JobDeleted{}))
+	f.Add(encode(retry, completed(2, "avif", "a"), final(2, Outcome_OUTCOME_SUCCEEDED), &ArtifactsExpired{Operations: []string{"webp"}},
+		&ArtifactReplaced{Revision: 2, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "n"}}, &ArtifactsExpired{Source: true}))
+	for _, m := range examples(f) {
+		f.Add(encode(requested(), m))
+	}
+	f.Fuzz(func(t *testing.T, all []byte) {
+		var s *Job
+		for len(all) >= 3 {
+			m := kinds[int(all[0])%len(kinds)].ProtoReflect().New().Interface()
+			n := min(int(all[1])|int(all[2])<<8, len(all)-3)
+			value := all[3 : 3+n]
+			if all = all[3+n:]; proto.Unmarshal(value, m) != nil {
+				continue
+			}
+			e, before := at(m), proto.Clone(s)
+			next := Fold(s, e)
+			require.True(t, proto.Equal(before, s), "%v changed its input", m)
+			if !namesTwice(next) {
+				require.Same(t, next, Fold(next, e), "%v takes effect twice", m)
+			}
+			if next != nil {
+				_, _, _ = next.Settled(), next.Opened(), eventID(testJob, m)
+			}
+			s = next
+		}
+	})
+}
+
+// namesTwice says whether a job has an operation twice, which Submit refuses.
+func namesTwice(s *Job) bool {
+	seen := map[string]bool{}
+	for _, op := range s.GetOperations() {
+		if seen[op.GetName()] {
+			return true
+		}
+		seen[op.GetName()] = true
+	}
+	return false
 }
 
 // A copy has every field of a job, of its operations and of its webhook: a field that the

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/events"
@@ -108,9 +109,16 @@ type memory struct {
 	// ended lists the ids of ended jobs, the longest ended first; open are the others'.
 	ended []string
 	open  map[string]struct{}
+	// missed has the revisions of open jobs of which we told already that their deadline is
+	// over. It is not in the changelog: after a restart we tell again, which changes nothing.
+	missed map[string]int32
+	// known is what the log tells already of what is still to be folded; nil after that.
+	known *known
 }
 
-func newMemory() *memory { return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}} }
+func newMemory() *memory {
+	return &memory{jobs: map[string]*events.Job{}, open: map[string]struct{}{}, missed: map[string]int32{}}
+}
 
 // NewSaga makes a saga; opts must name the brokers. transactionalID is stable per
 // instance on Kafka and fresh per process start on the embedded broker. The changelog
@@ -157,6 +165,7 @@ func (s *Saga) session(ctx context.Context) error {
 		kgo.ConsumeTopics(events.Topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // they are offsets, too: see atEnd
 		// Without this, brokers of Kafka 4 were seen to stall a producer for five
 		// seconds now and then just after a transaction's end.
 		kgo.MetadataMinAge(250*time.Millisecond),
@@ -170,6 +179,7 @@ func (s *Saga) session(ctx context.Context) error {
 	defer session.Close()
 	defer s.forget(ctx, nil, nil)
 	p := newPending()
+	read := map[int32]int64{}
 	nextTick := time.Now().Add(s.cfg.TickInterval)
 	for {
 		limit := time.Until(nextTick)
@@ -185,11 +195,13 @@ func (s *Saga) session(ctx context.Context) error {
 				s.log.Warn("saga cannot fetch", "topic", topic, "partition", partition, "error", err)
 			}
 		})
+		fetches.EachRecord(func(r *kgo.Record) { read[r.Partition] = r.Offset + 1 })
 		if err := s.decide(ctx, fetches, p); err != nil {
 			return err
 		}
 		if now := time.Now(); !now.Before(nextTick) {
-			if err := s.tick(ctx, now, p); err != nil {
+			read := func(partition int32) (bool, error) { return atEnd(ctx, session.Client(), partition, read) }
+			if err := s.tick(ctx, now, p, read); err != nil {
 				return err
 			}
 			nextTick = now.Add(s.cfg.TickInterval)
@@ -267,28 +279,33 @@ func (s *Saga) decide(ctx context.Context, fetches kgo.Fetches, p *pending) erro
 		if broken != nil || len(f.Records) == 0 {
 			return
 		}
-		c, err := s.changesOf(ctx, p, f.Partition)
+		c, err := s.changesOf(ctx, p, f.Partition, f.Records[0].Offset)
 		if err != nil {
 			broken = err
 			return
 		}
 		for _, r := range f.Records {
+			c.next = r.Offset + 1
+			if r.Attrs.IsControl() {
+				continue // worth no transaction: it is read again
+			}
 			s.apply(c, r)
+			if p.records == 0 {
+				p.since = time.Now()
+			}
+			p.records++
 		}
-		if p.records == 0 {
-			p.since = time.Now()
-		}
-		p.records += len(f.Records)
 	})
 	return broken
 }
 
-// changesOf is what is pending of a partition.
-func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*changeSet, error) {
+// changesOf is what is pending of a partition; next is the offset to fold next, or -1 where
+// the partition is read to its end.
+func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32, next int64) (*changeSet, error) {
 	if c := p.changes[partition]; c != nil {
 		return c, nil
 	}
-	memory, err := s.memoryOf(ctx, partition)
+	memory, err := s.memoryOf(ctx, partition, next)
 	if err != nil {
 		return nil, fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
 	}
@@ -300,7 +317,10 @@ func (s *Saga) changesOf(ctx context.Context, p *pending, partition int32) (*cha
 // tick ends revisions that are open for longer than JobDeadline. It looks into every
 // partition that is ours: one whose jobs wait for a worker that is not there may get no
 // record that would have its state read.
-func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
+//
+// A saga that was away reads what is long past: of that, nothing is late until all of it
+// is read, which read says of a partition.
+func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, read func(partition int32) (bool, error)) error {
 	s.mu.Lock()
 	owned := slices.Sorted(maps.Keys(s.owned))
 	s.mu.Unlock()
@@ -308,7 +328,14 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		memory, err := s.memoryOf(ctx, partition)
+		// One that was not folded yet may have been answered by others: only at its end is
+		// there nothing to look for.
+		if !s.remembers(partition) {
+			if end, err := read(partition); err != nil || !end {
+				continue
+			}
+		}
+		memory, err := s.memoryOf(ctx, partition, -1)
 		if err != nil {
 			return fmt.Errorf("restore the saga's state of partition %d: %w", partition, err)
 		}
@@ -316,15 +343,37 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending) error {
 		if len(late) == 0 {
 			continue
 		}
-		c, err := s.changesOf(ctx, p, partition)
+		if end, err := read(partition); err != nil || !end {
+			s.log.Warn("jobs are over their deadline, and the log is not read to its end yet", "partition", partition, "jobs", len(late), "error", err)
+			continue
+		}
+		c, err := s.changesOf(ctx, p, partition, -1)
 		if err != nil {
 			return err
 		}
 		for _, id := range late {
-			s.guard(id, func() error { return s.told(c.miss(id, now, s.cfg.JobDeadline)) })
+			s.log.Warn("a job is over its deadline: what it waits for is given up", "job", id, "deadline", s.cfg.JobDeadline.String())
+			s.guard(id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
 		}
 	}
 	return nil
+}
+
+// atEnd says whether all of a partition is read that is committed.
+func atEnd(ctx context.Context, client *kgo.Client, partition int32, read map[int32]int64) (bool, error) {
+	next, ok := read[partition]
+	if !ok {
+		next = client.CommittedOffsets()[events.Topic][partition].Offset
+	}
+	ends, err := kadm.NewClient(client).ListCommittedOffsets(ctx, events.Topic)
+	if err != nil {
+		return false, err
+	}
+	end, ok := ends.Lookup(events.Topic, partition)
+	if !ok {
+		return false, nil
+	}
+	return next >= end.Offset, end.Err
 }
 
 // transact writes what was decided, and the offsets of all that was read.
@@ -332,27 +381,24 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 	if err := session.Begin(); err != nil {
 		return fmt.Errorf("begin the saga's transaction: %w", err)
 	}
+	records, err := s.records(changes)
+	if err != nil {
+		return err
+	}
 	refused := make(chan error, 1)
-	for partition, c := range changes {
-		c.expire(s.cfg.Remember)
-		records, err := c.records(partition % s.changelogPartitions)
-		if err != nil {
-			return err
+	for _, r := range records {
+		if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
+			s.produceOutside(ctx, r)
+			continue
 		}
-		for _, r := range records {
-			if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
-				s.produceOutside(ctx, r)
-				continue
-			}
-			session.Produce(ctx, r, func(_ *kgo.Record, err error) {
-				if err != nil {
-					select {
-					case refused <- err:
-					default:
-					}
+		session.Produce(ctx, r, func(_ *kgo.Record, err error) {
+			if err != nil {
+				select {
+				case refused <- err:
+				default:
 				}
-			})
-		}
+			}
+		})
 	}
 	// Before the end, since the end does not ask: it would commit the offsets without
 	// what a broker refused.
@@ -364,21 +410,40 @@ func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, 
 		return errors.Join(fmt.Errorf("produce in the saga's transaction: %w", <-refused), err)
 	}
 	committed, err := session.End(ctx, kgo.TryCommit)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("end the saga's transaction: %w", err)
-	case !committed:
+	}
+	s.settle(changes, committed)
+	return nil
+}
+
+// records are all that a transaction writes.
+func (s *Saga) records(changes map[int32]*changeSet) (all []*kgo.Record, err error) {
+	for _, partition := range slices.Sorted(maps.Keys(changes)) {
+		c := changes[partition]
+		c.expire(s.cfg.Remember)
+		records, err := c.records(partition % s.changelogPartitions)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, records...)
+	}
+	return all, nil
+}
+
+// settle brings what a transaction committed into the memory.
+func (s *Saga) settle(changes map[int32]*changeSet, committed bool) {
+	if !committed {
 		// A rebalance came first. The session goes back to the committed offsets;
 		// our memory was not changed yet.
 		s.log.Info("saga transaction aborted by a rebalance; its records will be read again")
-		return nil
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range changes {
 		c.commit()
 	}
-	return nil
 }
 
 // apply folds one record and, if that settles its job, ends the job. What cannot be read,
@@ -390,14 +455,14 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	}
 	if err != nil {
 		s.log.Error("a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
-		s.guard(string(r.Key), func() error { return s.told(c.refuse(r, events.CodeUndecodable, err.Error(), "")) })
+		s.guard(string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
 		return
 	}
 	if _, ok := e.Message.(*events.OperationStarted); ok {
 		return // says nothing of a job's end: not worth a state to keep
 	}
 	if fault := s.guard(e.JobID, func() error { return s.told(c.take(e)) }); fault != nil {
-		s.guard(e.JobID, func() error { return s.told(c.refuse(r, events.CodePanic, fault.message, fault.stack)) })
+		s.guard(e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}
 }
 
@@ -431,8 +496,9 @@ func (s *Saga) guard(job string, work func() error) (broken *fault) {
 // memoryOf is the partition's state, read from the changelog the first time. By
 // then the group has told us the committed offset, and it does so only once no
 // transaction on it is open: what an earlier owner committed is all in the
-// changelog, and what it did not commit we will be given again.
-func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
+// changelog, and what it did not commit we will be given again. next is the first offset
+// that we were given, from which on is looked what is answered already; -1: none.
+func (s *Saga) memoryOf(ctx context.Context, partition int32, next int64) (*memory, error) {
 	s.mu.Lock()
 	m, ok := s.partitions[partition]
 	losses := s.losses
@@ -445,7 +511,12 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 		return nil, err
 	}
 	if bug.On("saga-starts-empty") {
-		m = &memory{jobs: map[string]*events.Job{}}
+		m = newMemory()
+	}
+	if next >= 0 {
+		if m.known, err = s.look(ctx, partition, next); err != nil {
+			return nil, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -456,6 +527,13 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32) (*memory, error) {
 		s.partitions[partition] = m
 	}
 	return m, nil
+}
+
+// remembers says whether a partition's state is in memory.
+func (s *Saga) remembers(partition int32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.partitions[partition] != nil
 }
 
 // fenceKey is the key of records that mark an end to read up to; they hold no state.

@@ -2,6 +2,7 @@ package handlers
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -69,14 +70,18 @@ type changeSet struct {
 	jobs    map[string]*events.Job
 	emitted []events.Event
 	letters []events.LetterEvent
+	// missed is what is new in the memory's.
+	missed map[string]int32
 	// newest is the time of the newest event folded: the clock of expiry.
 	newest time.Time
 	// expired counts the entries of memory.ended that this batch looked at.
 	expired int
+	// next is the offset after the last record read.
+	next int64
 }
 
 func newChangeSet(m *memory) *changeSet {
-	return &changeSet{memory: m, jobs: map[string]*events.Job{}}
+	return &changeSet{memory: m, jobs: map[string]*events.Job{}, missed: map[string]int32{}}
 }
 
 func (c *changeSet) state(id string) *events.Job {
@@ -88,11 +93,19 @@ func (c *changeSet) state(id string) *events.Job {
 
 // take folds an event and, if that settles its job, ends the job.
 func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
+	before := c.state(e.JobID)
 	state := c.fold(e)
+	if state != before {
+		c.bury(e)
+	}
 	// The event's own time, not a clock's: another run of the same log decides the same.
-	ends, err = commands.Finalize{Cause: e, At: e.Time}.Decide(state)
-	for _, end := range ends {
+	decided, err := commands.Finalize{Cause: e, At: e.Time}.Decide(state)
+	for _, end := range decided {
+		if c.memory.known.has(end.ID) {
+			continue // it is folded when it comes, in its place
+		}
 		c.emit(end)
+		ends = append(ends, end)
 		if bug.On("saga-emits-twice") {
 			c.emitted = append(c.emitted, end)
 		}
@@ -101,48 +114,60 @@ func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
 }
 
 // refuse makes a dead letter of a record, and fails what its job still waits for.
-func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) (ends []events.Event, err error) {
+func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) error {
 	job := c.state(string(r.Key))
 	letter := &events.DeadLettered{Group: events.SagaGroup, Origin: &events.Origin{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset},
 		Type: events.TypeOf(r), JobId: string(r.Key), Revision: job.GetRevision(), Attempts: 1,
 		Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: code, Message: message, Stack: stack}
-	c.letters = append(c.letters, events.NewDeadLetter(r.Timestamp, source, job.GetCorrelationId(), letter))
+	told := events.NewDeadLetter(r.Timestamp, source, job.GetCorrelationId(), letter)
+	letter = told.Message.(*events.DeadLettered)
+	c.write(told)
 	return c.giveUp(job, commands.GiveUp{Kind: letter.GetKind(), Code: code, Source: source, At: r.Timestamp,
 		Message: "an event of the job could not be handled: " + letter.GetMessage()})
 }
 
 // miss fails what a job still waits for after its deadline.
-func (c *changeSet) miss(id string, now time.Time, deadline time.Duration) (ends []events.Event, err error) {
+func (c *changeSet) miss(id string, now time.Time, deadline time.Duration) error {
 	job := c.state(id)
 	if job.GetPhase() != events.Phase_PHASE_OPEN {
-		return nil, nil // by what came meanwhile
+		return nil // by what came meanwhile
 	}
-	give := commands.GiveUp{Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: events.CodeDeadline, Source: source, At: now,
-		Message: fmt.Sprintf("no outcome within %s (JOB_DEADLINE)", deadline)}
-	for _, op := range job.GetOperations() {
-		if !op.Ended() {
-			c.letters = append(c.letters, events.NewDeadLetter(now, source, job.GetCorrelationId(), &events.DeadLettered{Group: events.SagaGroup,
-				JobId: id, Operation: op.GetName(), Revision: job.GetRevision(), Attempts: op.GetAttempt(), Kind: give.Kind, Code: give.Code, Message: give.Message}))
-		}
+	if c.missed[id] == job.GetRevision() || c.memory.missed[id] == job.GetRevision() {
+		return nil // what was told of it has not come round yet
 	}
-	return c.giveUp(job, give)
+	c.missed[id] = job.GetRevision()
+	return c.giveUp(job, commands.GiveUp{Kind: events.FailureKind_FAILURE_KIND_INTERNAL, Code: events.CodeDeadline, Source: source, At: now,
+		Message: fmt.Sprintf("no outcome within %s (JOB_DEADLINE)", deadline)})
 }
 
-// giveUp fails operations, which may end their job.
-func (c *changeSet) giveUp(job *events.Job, give commands.GiveUp) (ends []events.Event, err error) {
+// bury makes a dead letter of an operation that failed at its deadline. It is told when the
+// failure counts, not when it is decided: an outcome may have come first.
+func (c *changeSet) bury(e events.Event) {
+	m, ok := e.Message.(*events.OperationFailed)
+	if !ok || e.Source != source || m.GetCode() != events.CodeDeadline {
+		return
+	}
+	c.write(events.NewDeadLetter(e.Time, source, e.CorrelationID, &events.DeadLettered{Group: events.SagaGroup,
+		JobId: e.JobID, Operation: m.GetOperation(), Revision: m.GetRevision(), Attempts: m.GetAttempt(), Kind: m.GetKind(), Code: m.GetCode(), Message: m.GetMessage()}))
+}
+
+func (c *changeSet) write(letter events.LetterEvent) {
+	if !c.memory.known.has(letter.ID) {
+		c.letters = append(c.letters, letter)
+	}
+}
+
+// giveUp fails operations. It does not fold what it tells: an outcome may have come first
+// into the log that was not read yet. All see it at its place there, we too, and the job
+// ends then.
+func (c *changeSet) giveUp(job *events.Job, give commands.GiveUp) error {
 	failures, err := give.Decide(job)
-	if err != nil {
-		return nil, err
-	}
 	for _, failed := range failures {
-		c.emitted = append(c.emitted, failed)
-		more, err := c.take(failed)
-		if err != nil {
-			return ends, err
+		if !c.memory.known.has(failed.ID) {
+			c.emitted = append(c.emitted, failed)
 		}
-		ends = append(ends, more...)
 	}
-	return ends, nil
+	return err
 }
 
 // source names the saga in what it tells.
@@ -214,10 +239,16 @@ func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
 
 // commit brings the changes into the memory.
 func (c *changeSet) commit() {
+	if k := c.memory.known; k != nil && c.next >= k.until {
+		c.memory.known = nil
+	}
 	c.memory.ended = c.memory.ended[c.expired:]
+	maps.Copy(c.memory.missed, c.missed)
 	for id, job := range c.jobs {
 		if job == nil {
 			delete(c.memory.jobs, id)
+			delete(c.memory.open, id) // where the batch that ended it is as long as it is remembered
+			delete(c.memory.missed, id)
 			continue
 		}
 		before := c.memory.jobs[id]
@@ -226,6 +257,7 @@ func (c *changeSet) commit() {
 			c.memory.open[id] = struct{}{}
 		} else {
 			delete(c.memory.open, id)
+			delete(c.memory.missed, id)
 		}
 		if job.GetPhase() != events.Phase_PHASE_OPEN && (before == nil || before.GetPhase() == events.Phase_PHASE_OPEN) {
 			c.memory.ended = append(c.memory.ended, id)

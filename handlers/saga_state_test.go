@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pixtools/pixtools/events"
@@ -21,4 +22,36 @@ func TestOpenSince(t *testing.T) {
 	m.jobs["ended"] = &events.Job{Phase: events.Phase_PHASE_ENDED, RequestedAt: timestamppb.New(now.Add(-5 * time.Hour))}
 	m.order()
 	require.Equal(t, []string{"exactly", "older"}, m.openSince(now.Add(-time.Hour)))
+}
+
+// A job that was retried may still be listed as one that ended, behind another. Its next
+// end may come in a batch that reaches further than it is remembered, as after a long stop.
+func TestEndsAndIsForgottenInOneBatch(t *testing.T) {
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	m := newMemory()
+	var c *changeSet
+	tell := func(job string, at time.Time, all ...proto.Message) {
+		for _, e := range all {
+			_, err := c.take(events.New(job, at, "test", "req", e))
+			require.NoError(t, err)
+		}
+	}
+	batch := func(all func()) {
+		c = newChangeSet(m)
+		all()
+		c.expire(time.Minute)
+		c.commit()
+	}
+	requested, failed := &events.JobRequested{Operations: []*events.Operation{{Name: "webp"}}}, &events.OperationFailed{Revision: 1, Operation: "webp"}
+	batch(func() { tell("other", now, requested, failed) })
+	batch(func() { tell("job", now, requested, failed) })
+	batch(func() { tell("job", now, &events.OperationRetryRequested{Revision: 2, Operations: []string{"webp"}}) })
+	require.Equal(t, []string{"other", "job"}, m.ended)
+	require.Contains(t, m.open, "job")
+	batch(func() {
+		tell("job", now, &events.OperationCompleted{Revision: 2, Operation: "webp"})
+		tell("third", now.Add(time.Hour), requested)
+	})
+	require.NotContains(t, m.jobs, "job", "it is forgotten")
+	require.NotContains(t, m.open, "job")
 }

@@ -326,3 +326,61 @@ func TestRetryOfAForgottenJob(t *testing.T) {
 	require.Equal(t, events.Outcome_OUTCOME_SUCCEEDED, both[1].GetOutcome())
 	require.EqualValues(t, 13, both[1].GetTotals().GetArtifactBytes(), "with what completed before")
 }
+
+// A saga with no offsets and no changelog, on a log that others have worked on, answers
+// nothing that was answered: not while it reads what leads to an end that stands behind,
+// not by a deadline that is long past, and not for a record that is a dead letter already.
+// What nobody has answered it does.
+func TestBeginsAnewOnAnOldLog(t *testing.T) {
+	const partitions, changelog, jobs = 2, 1, 3000
+	opts := broker(t, partitions, changelog)
+	cfg := config(t)
+	cfg.TickInterval, cfg.BatchRecords = 10*time.Millisecond, 100
+	old := began.Add(-cfg.JobDeadline - time.Hour)
+	var all []events.Event
+	for i := range jobs {
+		var state *events.Job
+		life := jobEvents(i)
+		for j := range life {
+			life[j].Time = old
+			state = events.Fold(state, life[j])
+		}
+		if i >= 10 {
+			end, err := commands.Finalize{Cause: life[len(life)-1], At: old}.Decide(state)
+			require.NoError(t, err)
+			life = append(life, end...)
+		}
+		all = append(all, life...)
+	}
+	produce(t, opts, all...)
+	poison := events.JobID("test", "poison")
+	late := events.JobID("test", "late")
+	produce(t, opts, events.New(poison, began, "test", "req", jobEvents(0)[0].Message), events.New(late, old, "test", "req", jobEvents(0)[0].Message))
+	client, err := kgo.NewClient(opts...)
+	require.NoError(t, err)
+	defer client.Close()
+	r := &kgo.Record{Topic: events.Topic, Key: []byte(poison), Value: []byte("?")}
+	require.NoError(t, client.ProduceSync(t.Context(), r).FirstErr())
+	told := events.NewDeadLetter(began, "pixtools/saga", "", &events.DeadLettered{Group: events.SagaGroup, JobId: poison,
+		Origin: &events.Origin{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, Code: events.CodeUndecodable})
+	letter, err := told.Record()
+	require.NoError(t, err)
+	require.NoError(t, client.ProduceSync(t.Context(), letter).FirstErr())
+	for _, op := range []string{"webp", "avif"} {
+		produce(t, opts, events.New(poison, began, "pixtools/saga", "req", &events.OperationFailed{Revision: 1, Operation: op, Code: events.CodeUndecodable}))
+	}
+	start(t, opts, cfg, partitions, changelog)
+	finals(t, opts, jobs+2) // the ten that were not ended, the late one, the poisoned one among them
+	produce(t, opts, jobEvents(jobs)...)
+	produce(t, opts, jobEvents(jobs+1)...)
+	produce(t, opts, jobEvents(jobs+2)...)
+	found := finals(t, opts, jobs+5)
+	for i := range jobs {
+		require.Len(t, found[events.JobID("test", fmt.Sprint(i))], 1, "job %d", i)
+	}
+	require.Len(t, found[poison], 1)
+	require.Equal(t, events.Outcome_OUTCOME_FAILED, found[late][0].GetOutcome())
+	given := letters(t, opts, 3) // the one that was told, and those of the late job's operations
+	require.Len(t, given, 3)
+	require.Equal(t, told.LetterID, given[0].ID)
+}

@@ -421,6 +421,7 @@ func (w *Worker) giveUp(ctx context.Context, request task, decided events.Event,
 		if err != nil {
 			return err
 		}
+		w.log.Error("operation given up: to the dead letters", "job", request.JobID, "request", request.CorrelationID, "code", failed.GetCode(), "error", failed.GetMessage())
 		if err := w.publisher.Append(ctx, letter); err != nil {
 			return fmt.Errorf("append the dead letter of job %s: %w", request.JobID, err)
 		}

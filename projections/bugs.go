@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/bug"
 )
 
 // What the deliberate bugs do (internal/bug), where that takes more than a line.
@@ -20,7 +21,7 @@ func (s *session) advanceAlone(ctx context.Context, moved map[int32]int64) error
 	for partition, next := range moved {
 		s.next[partition] = next
 	}
-	return nil
+	return bug.Slow(ctx) // so that a kill meets the moment between the two
 }
 
 var firstRead sync.Map

@@ -135,10 +135,10 @@ func (w *world) caughtUp() {
 		require.NoError(w.t, w.reader.Wait(w.ctx(), partition, offset), "partition %d up to %d", partition, offset)
 	}
 	for id, want := range w.folded {
-		have, err := w.reader.Job(w.ctx(), "test", id)
+		have, err := w.reader.Job(w.ctx(), want.GetTenant(), id)
 		require.NoError(w.t, err)
 		require.True(w.t, proto.Equal(want, have), "job %s:\nlog  %v\nread %v", id, want, have)
-		history, err := w.reader.History(w.ctx(), "test", id)
+		history, err := w.reader.History(w.ctx(), want.GetTenant(), id)
 		require.NoError(w.t, err)
 		require.Equal(w.t, w.places[id], history)
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -394,7 +395,8 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 	var ids, tenants []string
 	var phases, outcomes []int16
 	var revisions []int32
-	var created, updated []time.Time
+	var created, updated, opened []time.Time
+	var pending, running []string
 	var states, histories [][]byte
 	for id, r := range changed {
 		job := r.job
@@ -407,12 +409,20 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		revisions = append(revisions, job.GetRevision())
 		created, updated = append(created, job.GetRequestedAt().AsTime()), append(updated, job.GetUpdatedAt().AsTime())
 		states, histories = append(states, raw), append(histories, r.history.raw)
+		waits, runs := work(job)
+		// Commas, since Postgres' arrays of arrays are rectangles.
+		pending, running = append(pending, strings.Join(waits, ",")), append(running, strings.Join(runs, ","))
+		opened = append(opened, job.Opened())
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events)
-		SELECT * FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[])
-		ON CONFLICT (job_id) DO UPDATE SET phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
-			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events`,
-		ids, tenants, phases, outcomes, revisions, created, updated, states, histories)
+	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at)
+		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened
+		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[],
+				$10::text[], $11::text[], $12::timestamptz[])
+			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened)
+		ON CONFLICT (job_id) DO UPDATE SET tenant = excluded.tenant, created_at = excluded.created_at, phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
+			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events,
+			pending = excluded.pending, running = excluded.running, opened_at = excluded.opened_at`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened)
 	if err != nil {
 		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
 	}

@@ -59,13 +59,13 @@ func (r *Reader) History(ctx context.Context, tenant, id string) ([]int64, error
 	return readHistory(places)
 }
 
-func (r *Reader) row(ctx context.Context, query, tenant, id string, into *[]byte) error {
+func (r *Reader) row(ctx context.Context, query, tenant, id string, into ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
 	r.mu.Lock()
 	known := r.table
 	r.mu.Unlock()
-	err := r.pool.QueryRow(ctx, query, id, tenant).Scan(into)
+	err := r.pool.QueryRow(ctx, query, id, tenant).Scan(into...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		// Who waited for a position did so in the read model that we know. One that was begun
 		// anew since may not have the job yet.
@@ -89,6 +89,24 @@ func (r *Reader) Job(ctx context.Context, tenant, id string) (*events.Job, error
 	if err := r.row(ctx, "SELECT state FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &raw); err != nil {
 		return nil, err
 	}
+	return decode(id, raw)
+}
+
+// JobAndPlace is a job, and the offset of the last event in it.
+func (r *Reader) JobAndPlace(ctx context.Context, tenant, id string) (*events.Job, int64, error) {
+	var raw, places []byte
+	if err := r.row(ctx, "SELECT state, events FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &raw, &places); err != nil {
+		return nil, 0, err
+	}
+	h, err := loadHistory(places)
+	if err != nil {
+		return nil, 0, err
+	}
+	job, err := decode(id, raw)
+	return job, h.last, err
+}
+
+func decode(id string, raw []byte) (*events.Job, error) {
 	job := &events.Job{}
 	if err := proto.Unmarshal(raw, job); err != nil {
 		return nil, fmt.Errorf("the stored state of job %s cannot be decoded; rebuild the read model: %w", id, err)

@@ -487,7 +487,7 @@ func (w *worker) writeAgain(ctx context.Context, rows map[string]row) error {
 	return err
 }
 
-var jobColumns = []string{"job_id", "tenant", "phase", "outcome", "revision", "created_at", "updated_at", "state", "events"}
+var jobColumns = []string{"job_id", "tenant", "phase", "outcome", "revision", "created_at", "updated_at", "state", "events", "pending", "running", "opened_at"}
 
 func copied(id [16]byte, r row) ([]any, error) {
 	job := r.job
@@ -495,6 +495,7 @@ func copied(id [16]byte, r row) ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the state of job %s: %w", job.GetId(), err)
 	}
+	pending, running := work(job)
 	return []any{id, job.GetTenant(), int16(job.GetPhase()), int16(job.GetOutcome()), job.GetRevision(),
-		job.GetRequestedAt().AsTime(), job.GetUpdatedAt().AsTime(), raw, r.history.raw}, nil
+		job.GetRequestedAt().AsTime(), job.GetUpdatedAt().AsTime(), raw, r.history.raw, pending, running, job.Opened()}, nil
 }

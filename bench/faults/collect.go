@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,8 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"bytes"
-
+	"github.com/caarlos0/env/v11"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -26,8 +26,8 @@ import (
 	"github.com/pixtools/pixtools/internal/sniff"
 )
 
-// ends are the log's ends, when no transaction is open.
-func (p *parts) ends(ctx context.Context) (map[int32]int64, error) {
+// ends are a topic's ends, when no transaction is open.
+func (p *parts) ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	client, err := p.client()
 	if err != nil {
 		return nil, err
@@ -35,11 +35,11 @@ func (p *parts) ends(ctx context.Context) (map[int32]int64, error) {
 	defer client.Close()
 	admin := kadm.NewClient(client)
 	for {
-		stable, err := admin.ListCommittedOffsets(ctx, events.Topic)
+		stable, err := admin.ListCommittedOffsets(ctx, topic)
 		if err == nil {
 			err = stable.Error()
 		}
-		high, err2 := admin.ListEndOffsets(ctx, events.Topic)
+		high, err2 := admin.ListEndOffsets(ctx, topic)
 		if err2 == nil {
 			err2 = high.Error()
 		}
@@ -61,8 +61,22 @@ func (p *parts) ends(ctx context.Context) (map[int32]int64, error) {
 	}
 }
 
-// log reads all of it, as a consumer of committed records does.
+// log reads all of it.
 func (p *parts) log(ctx context.Context, ends map[int32]int64) ([]history.Record, error) {
+	var all []history.Record
+	err := p.each(ctx, events.Topic, ends, func(r *kgo.Record) { all = append(all, recordOf(r)) })
+	slices.SortFunc(all, func(a, b history.Record) int {
+		if a.Partition != b.Partition {
+			return int(a.Partition - b.Partition)
+		}
+		return int(a.Offset - b.Offset)
+	})
+	return all, err
+}
+
+// each gives a topic's records as far as its ends, as a consumer of committed records gets
+// them.
+func (p *parts) each(ctx context.Context, topic string, ends map[int32]int64, give func(*kgo.Record)) error {
 	from := map[int32]kgo.Offset{}
 	left := map[int32]bool{}
 	for partition, end := range ends {
@@ -71,33 +85,26 @@ func (p *parts) log(ctx context.Context, ends map[int32]int64) ([]history.Record
 		}
 	}
 	// Control records too: a partition's last offset may be that of one.
-	client, err := p.client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{events.Topic: from}), kgo.KeepControlRecords())
+	client, err := p.client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}), kgo.KeepControlRecords())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer client.Close()
-	var all []history.Record
 	for len(left) > 0 {
 		fetches := client.PollFetches(ctx)
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("read the log: %d partitions were not read to their ends: %w", len(left), err)
+			return fmt.Errorf("read %s: %d partitions were not read to their ends: %w", topic, len(left), err)
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			if r.Offset+1 >= ends[r.Partition] {
 				delete(left, r.Partition)
 			}
 			if !r.Attrs.IsControl() {
-				all = append(all, recordOf(r))
+				give(r)
 			}
 		})
 	}
-	slices.SortFunc(all, func(a, b history.Record) int {
-		if a.Partition != b.Partition {
-			return int(a.Partition - b.Partition)
-		}
-		return int(a.Offset - b.Offset)
-	})
-	return all, nil
+	return nil
 }
 
 func recordOf(r *kgo.Record) history.Record {
@@ -106,6 +113,31 @@ func recordOf(r *kgo.Record) history.Record {
 		return history.Record{Partition: r.Partition, Offset: r.Offset, Event: events.Event{JobID: string(r.Key)}, Fault: err.Error()}
 	}
 	return history.Record{Partition: r.Partition, Offset: r.Offset, Event: e}
+}
+
+// letters reads the topic of dead letters.
+func (p *parts) letters(ctx context.Context) ([]history.Letter, error) {
+	ends, err := p.ends(ctx, events.DeadLetterTopic)
+	if err != nil {
+		return nil, err
+	}
+	var all []history.Letter
+	var broken error
+	err = p.each(ctx, events.DeadLetterTopic, ends, func(r *kgo.Record) {
+		e, err := events.DecodeLetter(r)
+		if err != nil {
+			broken = fmt.Errorf("dead letters, offset %d: %w", r.Offset, err)
+			return
+		}
+		if m, ok := e.Message.(*events.DeadLettered); ok {
+			l := history.Letter{ID: e.LetterID, JobID: m.GetJobId(), Operation: m.GetOperation(), Revision: m.GetRevision()}
+			if o := m.GetOrigin(); o != nil {
+				l.Origin = &history.Place{Partition: o.GetPartition(), Offset: o.GetOffset()}
+			}
+			all = append(all, l)
+		}
+	})
+	return all, errors.Join(err, broken)
 }
 
 // positions is how far the read model says it is.
@@ -148,17 +180,17 @@ func (p *parts) rows(ctx context.Context) ([]history.Row, error) {
 	})
 }
 
-const (
-	// downloads at once.
-	downloads = 8
-	s3Timeout = time.Minute
-)
+// downloads at once.
+const downloads = 8
 
 // objects reads every object of the bucket.
 func (p *parts) objects(ctx context.Context) (map[string]history.Object, error) {
-	store, err := blob.New(ctx, blob.Config{AccessKeyID: p.s3.AccessKey, SecretAccessKey: p.s3.SecretKey, Region: p.s3.Region, Endpoint: p.s3.Endpoint,
-		Bucket: bucket, PresignExpirySeconds: 1, RetentionDays: 1, CallTimeout: s3Timeout, TransferTimeout: s3Timeout, ConnectTimeout: s3Timeout,
-		MaxAttempts: 3, MaxBackoff: time.Second, MaxIdleConns: downloads})
+	cfg, err := env.ParseAsWithOptions[blob.Config](env.Options{Environment: map[string]string{"AWS_ENDPOINT_URL": p.s3.Endpoint, "AWS_S3_BUCKET": bucket,
+		"AWS_REGION": p.s3.Region, "AWS_ACCESS_KEY_ID": p.s3.AccessKey, "AWS_SECRET_ACCESS_KEY": p.s3.SecretKey}})
+	if err != nil {
+		return nil, err
+	}
+	store, err := blob.New(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -200,12 +232,15 @@ func readObject(ctx context.Context, store *blob.Store, key string) (history.Obj
 
 // collect takes everything down that is judged.
 func (r *run) collect(ctx context.Context) (*history.History, error) {
-	h := &history.History{Calls: r.load.recorded(), MaxStarts: maxStarts}
+	h := &history.History{Calls: r.load.recorded(), Poison: r.poison, MaxStarts: maxStarts}
 	var err error
-	if h.Ends, err = r.parts.ends(ctx); err != nil {
+	if h.Ends, err = r.parts.ends(ctx, events.Topic); err != nil {
 		return nil, err
 	}
 	if h.Log, err = r.parts.log(ctx, h.Ends); err != nil {
+		return nil, err
+	}
+	if h.Letters, err = r.parts.letters(ctx); err != nil {
 		return nil, err
 	}
 	if h.Positions, err = r.parts.positions(ctx); err != nil {

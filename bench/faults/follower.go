@@ -16,8 +16,8 @@ type follower struct {
 	client *kgo.Client
 
 	mu sync.Mutex
-	// open are jobs that were requested and have not ended; over how many have.
-	open map[string]bool
+	// open has the revision of each job that has not ended; over when a job last did.
+	open map[string]int32
 	over map[string]time.Time
 	seen map[string]bool
 	// last is when a record came.
@@ -29,7 +29,7 @@ func follow(ctx context.Context, p *parts) (*follower, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &follower{client: client, open: map[string]bool{}, over: map[string]time.Time{}, seen: map[string]bool{}, last: time.Now()}
+	f := &follower{client: client, open: map[string]int32{}, over: map[string]time.Time{}, seen: map[string]bool{}, last: time.Now()}
 	go func() {
 		for ctx.Err() == nil {
 			client.PollFetches(ctx).EachRecord(f.take)
@@ -47,14 +47,20 @@ func (f *follower) take(r *kgo.Record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last = time.Now()
-	switch e.Message.(type) {
+	switch m := e.Message.(type) {
 	case *events.JobRequested:
 		if !f.seen[e.JobID] {
-			f.seen[e.JobID], f.open[e.JobID] = true, true
+			f.seen[e.JobID], f.open[e.JobID] = true, 1
+		}
+	case *events.OperationRetryRequested:
+		if _, open := f.open[e.JobID]; !open {
+			f.open[e.JobID] = m.GetRevision()
 		}
 	case *events.JobFinalized:
-		delete(f.open, e.JobID)
-		f.over[e.JobID] = f.last
+		if f.open[e.JobID] <= m.GetRevision() {
+			delete(f.open, e.JobID)
+			f.over[e.JobID] = f.last
+		}
 	}
 }
 

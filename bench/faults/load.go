@@ -218,7 +218,26 @@ func (c *client) cancelled(ctx context.Context) {
 	if cancel := c.cancel(ctx, call.JobID); cancel.Status == http.StatusAccepted {
 		c.read(ctx, call.JobID, cancel.Wrote, 0)
 	}
-	c.read(ctx, call.JobID, nil, 1)
+	if c.read(ctx, call.JobID, nil, 1); c.chance(.4) {
+		c.retried(ctx, call.JobID)
+	}
+}
+
+// retried asks for what did not complete once more, until it is told what became of that.
+func (c *client) retried(ctx context.Context, id string) {
+	for ctx.Err() == nil {
+		call := c.retry(ctx, id)
+		switch call.Status {
+		case http.StatusAccepted:
+			c.read(ctx, id, call.Wrote, 0)
+			c.read(ctx, id, nil, 2)
+			return
+		case 0, http.StatusServiceUnavailable, http.StatusTooManyRequests:
+			c.breathe(ctx)
+		default:
+			return // it is open, or there is nothing to do
+		}
+	}
 }
 
 // reread looks at any job, whoever submitted it.
@@ -255,6 +274,13 @@ func (c *client) cancel(ctx context.Context, id string) history.Call {
 	call := history.Call{Client: c.id, Kind: history.Cancel, JobID: id, Sent: time.Since(c.start)}
 	var cancelled struct{}
 	c.ask(ctx, &call, http.MethodPost, "/api/jobs/"+id+"/cancel", "", nil, http.StatusAccepted, &cancelled)
+	return c.note(call)
+}
+
+func (c *client) retry(ctx context.Context, id string) history.Call {
+	call := history.Call{Client: c.id, Kind: history.Retry, JobID: id, Sent: time.Since(c.start)}
+	var retried struct{}
+	c.ask(ctx, &call, http.MethodPost, "/api/jobs/"+id+"/retry", "", nil, http.StatusAccepted, &retried)
 	return c.note(call)
 }
 

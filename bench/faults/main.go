@@ -29,6 +29,7 @@ type options struct {
 	seed     uint64
 	kills    int
 	rounds   int
+	poison   int
 	outage   time.Duration
 	changing time.Duration
 	clients  int
@@ -53,6 +54,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "of the scenarios brokers (each broker once) and keys (each way for Redis to be)")
 	flag.DurationVar(&o.outage, "outage", 30*time.Second, "how long a part is away in the scenario parts")
 	flag.DurationVar(&o.changing, "changing", 5*time.Minute, "how long the membership changes in the scenario membership")
+	flag.IntVar(&o.poison, "poison", 100, "records of the scenario poison")
 	flag.IntVar(&o.clients, "clients", 6, "clients at once")
 	flag.DurationVar(&o.patience, "patience", 90*time.Second, "how long nothing may happen before what is open counts as stuck")
 	flag.StringVar(&o.binary, "binary", "", "the pixtools to run; empty builds it")
@@ -60,7 +62,10 @@ func main() {
 	flag.BoolVar(&o.keep, "keep", false, "keep the roles' logs also where nothing is violated")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := play(ctx, o)
+	var err error
+	if o.dir, err = os.MkdirTemp("", "pixtools-faults-binary-"); err == nil {
+		err = errors.Join(play(ctx, o), os.RemoveAll(o.dir))
+	}
 	stop()
 	if err != nil {
 		log.Fatal("faults: ", err)
@@ -86,13 +91,9 @@ func play(ctx context.Context, o options) error {
 	if len(chosen) == 0 {
 		return fmt.Errorf("-scenario=%s: there is none of that name", o.scenario)
 	}
-	dir, err := os.MkdirTemp("", "pixtools-faults-binary-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if o.dir = dir; o.binary == "" {
-		if o.binary, err = build(ctx, dir, ""); err != nil {
+	if o.binary == "" {
+		var err error
+		if o.binary, err = build(ctx, o.dir, ""); err != nil {
 			return err
 		}
 	}

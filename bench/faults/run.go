@@ -55,6 +55,8 @@ type run struct {
 	faults map[string]int
 	// figures are lines that a scenario adds to the report.
 	figures []string
+	// poison is where records were put that no consumer should mind.
+	poison map[history.Place]bool
 	// broken are violations that no history shows.
 	broken []string
 }
@@ -65,6 +67,8 @@ const (
 	readyTimeout   = 3 * time.Minute
 	collectTimeout = 5 * time.Minute
 	progressEvery  = 5 * time.Second
+	// warmUp is for the load alone: what has never worked cannot be seen to go on.
+	warmUp = 3 * time.Second
 )
 
 // result is what a run has shown.
@@ -85,7 +89,7 @@ func execute(ctx context.Context, s settings, inject func(context.Context, *run)
 	if err != nil {
 		return result{}, err
 	}
-	r := &run{settings: s, random: rand.New(rand.NewPCG(s.seed, 0)), dir: dir, faults: map[string]int{}}
+	r := &run{settings: s, random: rand.New(rand.NewPCG(s.seed, 0)), dir: dir, faults: map[string]int{}, poison: map[history.Place]bool{}}
 	done, err := r.execute(ctx, inject)
 	if err != nil || done.failed() && !s.discard || s.keep {
 		r.say("the roles' logs are in %s", dir)
@@ -162,7 +166,10 @@ func (r *run) injure(ctx context.Context, inject func(context.Context, *run) err
 	var all sync.WaitGroup
 	all.Go(func() { r.load.run(loading, r.clients) })
 	all.Go(func() { r.progress(loading) })
-	err := inject(ctx, r)
+	err := pause(ctx, r.random, warmUp, warmUp)
+	if err == nil {
+		err = inject(ctx, r)
+	}
 	stop()
 	all.Wait()
 	return err
@@ -256,7 +263,7 @@ func (r *run) judge(ctx context.Context) (result, error) {
 	if err := r.fleet.stop("api", "convert", "ml", "saga"); err != nil {
 		r.breach("%v", err)
 	}
-	ends, err := r.parts.ends(ctx)
+	ends, err := r.parts.ends(ctx, events.Topic)
 	if err != nil {
 		return result{}, err
 	}
@@ -303,10 +310,10 @@ func (r *run) report(done result) {
 	for _, p := range history.Properties() {
 		found := slices.DeleteFunc(slices.Clone(done.violations), func(v history.Violation) bool { return v.Property != p })
 		if len(found) == 0 {
-			r.say("  %-10s  holds", p)
+			r.say("  %-12s  holds", p)
 			continue
 		}
-		r.say("  %-10s  VIOLATED %d times", p, len(found))
+		r.say("  %-12s  VIOLATED %d times", p, len(found))
 		for _, v := range found[:min(len(found), shownViolations)] {
 			r.say("    job %s: %s\n%s", v.JobID, clip(v.Message), lifeOf(h, v.JobID))
 		}

@@ -26,9 +26,7 @@ type scenario struct {
 	apart bool
 }
 
-// scenarios in the order in which all of them run. One of poisoned records belongs here as
-// soon as there is a dead letter topic: records that are no events, and events that make a
-// handler fail, between the others; every job ends, and each of them can be redriven.
+// scenarios in the order in which all of them run.
 func scenarios() []scenario {
 	return []scenario{
 		{"kills", "kill -9 of random processes of every role",
@@ -43,6 +41,8 @@ func scenarios() []scenario {
 			func(o options) time.Duration {
 				return time.Duration(o.rounds*len(redisModes)*2)*keysTake + startAndEnd
 			}, playKeys, false},
+		{"poison", "records that are no events among the others, and kill -9 meanwhile",
+			func(o options) time.Duration { return time.Duration(o.poison)*poisonPause + startAndEnd }, playPoison, false},
 		{"bugs", "deliberate bugs, to show that the checker finds each of them",
 			func(o options) time.Duration {
 				if o.bug != "" {
@@ -99,9 +99,10 @@ func (r *run) kills(ctx context.Context, n int, mean time.Duration, aim string) 
 	return nil
 }
 
-// The pauses of the scenario brokers.
+// The pauses of the scenario brokers: with one away, and with all there.
 const (
 	brokerDownMin, brokerDownMax = 3 * time.Second, 12 * time.Second
+	brokerUpMin, brokerUpMax     = 2 * time.Second, 6 * time.Second
 	inSyncTimeout                = 3 * time.Minute
 )
 
@@ -139,7 +140,7 @@ func (r *run) breakBroker(ctx context.Context, i int) error {
 	if err := r.parts.inSync(waiting); err != nil {
 		return fmt.Errorf("broker %d came back: %w", i, err)
 	}
-	return pause(ctx, r.random, killPauseMin, killPause)
+	return pause(ctx, r.random, brokerUpMin, brokerUpMax)
 }
 
 // outage is a way for a part to be away.

@@ -17,6 +17,7 @@ import (
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/registry"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
@@ -57,6 +58,7 @@ type config struct {
 	Denoise     denoiser.Config
 	Kafka       kafka.Config
 	Read        projections.Config
+	Registry    registry.Config
 	Replay      projections.ReplayConfig
 	DeadLetters projections.DeadLetterConfig
 	Saga        handlers.SagaConfig
@@ -128,7 +130,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pixtools/pixtools/api"
-	"github.com/pixtools/pixtools/internal/testenv"
 )
 
 // TestContract goes through the contract's tables where they concern submission.
@@ -171,93 +170,4 @@ func keysOf(t *testing.T, p *program, picture1 []byte) {
 		require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode, name)
 		require.Contains(t, string(body), "idempotency_key", name)
 	}
-}
-
-// TestPartsAway: what goes on and what answers 503 while a real server is down.
-func TestPartsAway(t *testing.T) {
-	kafka, err := testenv.StartKafka("", 1)
-	require.NoError(t, err)
-	t.Cleanup(kafka.Stop)
-	redis, err := testenv.StartRedis()
-	require.NoError(t, err)
-	t.Cleanup(redis.Stop)
-	postgres, err := testenv.StartPostgres()
-	require.NoError(t, err)
-	t.Cleanup(postgres.Stop)
-	env := realEnv(t)
-	env["KAFKA_BROKERS"], env["REDIS_URL"], env["DATABASE_URL"] = strings.Join(kafka.Brokers(), ","), "redis://"+redis.Addr, postgres.URL
-	p := run(t, env)
-	image, ops := file("a.png", "image/png", pngOf(t, picture(8, 8))), field("operations", `["webp"]`)
-	p.ended(p.submit(image, ops)) // the tenant's key is in memory from here on
-
-	t.Run("Redis", func(t *testing.T) {
-		require.NoError(t, redis.Kill())
-		key := field("idempotency_key", uuid.NewString())
-		first := p.submit(image, ops, key)
-		require.Equal(t, first, p.submit(image, ops, key))
-		response, body, err := p.post(nil, image, field("operations", `["avif"]`), key)
-		require.NoError(t, err)
-		require.Equal(t, http.StatusUnprocessableEntity, response.StatusCode, "%s", body)
-		require.Equal(t, "COMPLETED", p.ended(first).Status)
-		unhealthy(t, p, "redis")
-		require.NoError(t, redis.Restart())
-		p.healthy()
-	})
-	t.Run("Postgres", func(t *testing.T) {
-		require.NoError(t, postgres.Kill())
-		id := p.submit(image, ops)
-		response, err := http.Get(p.base + "/api/jobs/" + id)
-		require.NoError(t, err)
-		response.Body.Close()
-		require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
-		require.NotEmpty(t, response.Header.Get("Retry-After"))
-		unhealthy(t, p, "database")
-		require.NoError(t, postgres.Restart())
-		require.Equal(t, "COMPLETED", p.ended(id).Status)
-		p.healthy()
-	})
-	t.Run("Kafka", func(t *testing.T) {
-		require.NoError(t, kafka.Kill(0))
-		key := field("idempotency_key", uuid.NewString())
-		response, body, err := p.post(nil, image, ops, key)
-		require.NoError(t, err)
-		require.Equal(t, http.StatusServiceUnavailable, response.StatusCode, "%s", body)
-		require.NotEmpty(t, response.Header.Get("Retry-After"))
-		unhealthy(t, p, "kafka")
-		require.NoError(t, kafka.Restart(0))
-		var id string
-		eventually(t, "the same key works", func() error {
-			response, body, err := p.post(nil, image, ops, key)
-			if err == nil && response.StatusCode != http.StatusAccepted {
-				err = fmt.Errorf("%s: %s", response.Status, body)
-			}
-			if err != nil {
-				return err
-			}
-			var accepted api.Accepted
-			err = json.Unmarshal(body, &accepted)
-			id = accepted.JobID
-			return err
-		})
-		require.Equal(t, "COMPLETED", p.ended(id).Status)
-	})
-}
-
-func unhealthy(t *testing.T, p *program, part string) {
-	t.Helper()
-	response, err := http.Get(p.base + "/api/health")
-	require.NoError(t, err)
-	defer response.Body.Close()
-	require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
-	var health api.Health
-	require.NoError(t, json.NewDecoder(response.Body).Decode(&health))
-	require.Equal(t, "unhealthy", health.Status)
-	for name, state := range health.Dependencies {
-		want := "ok"
-		if name == part {
-			want = "unreachable"
-		}
-		require.Equal(t, want, state, name)
-	}
-	require.Equal(t, health.Dependencies, health.Detail.Dependencies)
 }

@@ -187,10 +187,13 @@ func TestDeadLetters(t *testing.T) {
 	out, err = p.tool("dlq", "redrive", "--job", lost, "--dry-run")
 	require.NoError(t, err, out)
 	require.Equal(t, 2, strings.Count(out, "would retry"), out)
-	require.Contains(t, out, "webp, jpg runs again, as revision 2 of the job")
+	require.Contains(t, out, "revision 2 begins: webp, jpg")
 	out, err = p.tool("dlq", "redrive", "--job", lost)
 	require.Error(t, err)
 	require.Contains(t, out, "--yes")
+	out, err = p.tool("dlq", "redrive", "--yes")
+	require.Error(t, err, "nothing was named")
+	require.Contains(t, out, "--all")
 	require.Len(t, list("").DeadLetters, 5)
 
 	require.NoError(t, store.Put(t.Context(), source, bytes.NewReader(content), int64(len(content)), sha256.Sum256(content), "image/png"))
@@ -217,12 +220,13 @@ func TestDeadLetters(t *testing.T) {
 		require.NotNil(t, l.ClosedAt)
 	}
 	out, err = p.tool("dlq", "redrive", letter.ID, uuid.NewString(), "--yes")
-	require.NoError(t, err, out)
+	require.Error(t, err, out)
+	require.Contains(t, out, "there was nothing to do")
 	require.Contains(t, out, "it was redriven already")
 	require.Contains(t, out, "there is no such dead letter")
 
 	var problem api.Problem
-	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "state=closed", "since=yesterday", "after=" + uuid.NewString()} {
+	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "state=closed", "since=yesterday", "after=" + uuid.NewString(), "job_id=x", "status=all"} {
 		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, "/api/dead-letters?"+query, nil, &problem), query)
 		require.Equal(t, strings.Split(query, "=")[0], problem.Errors[0].Field)
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/internal/eventlog"
 )
 
 // dlqCommand is for operators: what was given up, and what to do about it.
@@ -26,6 +27,8 @@ func dlqCommand() *cobra.Command {
 	var r remote
 	cmd := &cobra.Command{
 		Use:   "dlq",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Short: "List, inspect, redrive and discard dead letters: work that was given up",
 		Long: "A dead letter is work that failed for another reason than the picture: storage was away for\n" +
 			"too long, a worker crashed again and again, a record could not be read. Mend the cause,\n" +
@@ -64,13 +67,9 @@ func when(flag, text string, now time.Time) (*time.Time, error) {
 	if text == "" {
 		return nil, nil
 	}
-	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
-		at := now.Add(-ago).UTC()
-		return &at, nil
-	}
-	at, err := time.Parse(time.RFC3339, text)
+	at, err := eventlog.ParseMoment(text, now)
 	if err != nil {
-		return nil, fmt.Errorf("--%s is %q: use a time such as 2026-11-24T12:00:00Z, or how long ago, such as 2h", flag, text)
+		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
 	return &at, nil
 }
@@ -201,6 +200,12 @@ func dlqTreat(r *remote, what string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(args) == 0 && m == (lettersMeant{}) && !t.all {
+				return errors.New("say which dead letters: their ids, --operation, --type, --code, --group, --job, --since or --until, or --all")
+			}
+			if t.limit < 1 || t.limit > 1000 {
+				return fmt.Errorf("--batch is %d: it must be from 1 to 1000", t.limit)
+			}
 			selection.IDs, selection.All, selection.Limit = args, t.all, t.limit
 			t.request.Selection, t.in, t.out = selection, cmd.InOrStdin(), cmd.OutOrStdout()
 			return t.run(cmd.Context())
@@ -228,8 +233,7 @@ func (t treatment) run(ctx context.Context) error {
 			return err
 		}
 		if doable == 0 {
-			fmt.Fprintln(t.out, "nothing to do")
-			return nil
+			return errNothing
 		}
 		if file, ok := t.in.(*os.File); !ok || !term.IsTerminal(int(file.Fd())) {
 			return errors.New("this was a preview, and there is no terminal to ask on: repeat it with --yes to do it")
@@ -242,9 +246,16 @@ func (t treatment) run(ctx context.Context) error {
 	}
 	t.request.DryRun, t.request.After = false, ""
 	done, err := t.pass(ctx)
-	fmt.Fprintf(t.out, "done: %d\n", done)
+	if err == nil && done == 0 {
+		return errNothing
+	}
+	if done > 0 {
+		fmt.Fprintf(t.out, "done: %d\n", done)
+	}
 	return err
 }
+
+var errNothing = errors.New("there was nothing to do")
 
 // pass goes through all that is meant, page by page, and says of each what comes of it.
 func (t treatment) pass(ctx context.Context) (doable int, err error) {
@@ -256,6 +267,9 @@ func (t treatment) pass(ctx context.Context) (doable int, err error) {
 		var answer api.Treated
 		if err := t.call(ctx, http.MethodPost, t.path, body, &answer); err != nil {
 			return doable, err
+		}
+		if len(answer.Results) == 0 && t.request.After == "" {
+			fmt.Fprintln(t.out, "no open dead letter is meant by this")
 		}
 		for _, one := range answer.Results {
 			if one.Action != "none" {

@@ -9,23 +9,24 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/pixtools/pixtools/api"
 )
 
 func jobCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "job", Short: "Explain, retry or cancel a job"}
+	cmd := &cobra.Command{Use: "job", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, Short: "Explain, retry or cancel a job"}
 	var r remote
 	r.flag(cmd.PersistentFlags())
 	var ops []string
 	retry := &cobra.Command{
 		Use:   "retry JOB_ID",
 		Short: "Run operations again that did not complete",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var answer api.Retried
-			if err := r.call(cmd.Context(), http.MethodPost, "/api/jobs/"+args[0]+"/retry", api.RetryRequest{Operations: ops}, &answer); err != nil {
+			if err := r.call(cmd.Context(), http.MethodPost, "/api/jobs/"+url.PathEscape(args[0])+"/retry", api.RetryRequest{Operations: ops}, &answer); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: revision %d begins: %s\n", answer.JobID, answer.Revision, strings.Join(answer.Operations, ", "))
@@ -36,10 +37,10 @@ func jobCommand() *cobra.Command {
 	cancel := &cobra.Command{
 		Use:   "cancel JOB_ID",
 		Short: "Give up operations that have no outcome yet",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var answer api.Cancelled
-			if err := r.call(cmd.Context(), http.MethodPost, "/api/jobs/"+args[0]+"/cancel", nil, &answer); err != nil {
+			if err := r.call(cmd.Context(), http.MethodPost, "/api/jobs/"+url.PathEscape(args[0])+"/cancel", nil, &answer); err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), answer.JobID+": cancellation requested")
@@ -55,7 +56,7 @@ func jobHistory(r *remote) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "history JOB_ID",
 		Short: "Print every event of a job, what it came of, and the job after it",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var history api.JobHistory
 			if err := r.call(cmd.Context(), http.MethodGet, "/api/jobs/"+url.PathEscape(args[0])+"/events", nil, &history); err != nil {
@@ -121,4 +122,15 @@ func stateOf(job api.Job) string {
 		all = append(all, op+" "+strings.ToLower(job.OperationResults[op].State))
 	}
 	return strings.Join(all, ", ")
+}
+
+// oneJob wants a job's id: what else stands there may be taken for a path.
+func oneJob(cmd *cobra.Command, args []string) error {
+	if err := cobra.ExactArgs(1)(cmd, args); err != nil {
+		return err
+	}
+	if _, err := uuid.Parse(args[0]); err != nil {
+		return fmt.Errorf("%q is no job id: that is a UUID, as submit prints it", args[0])
+	}
+	return nil
 }

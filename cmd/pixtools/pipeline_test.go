@@ -275,7 +275,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "lib", filepath.Base(library)), content, 0o644))
 	}
 	p := prepare(t, map[string]string{"PIXTOOLS_DATA_DIR": filepath.Join(dir, "data"), "HOME": dir, "SPOOL_DIR": filepath.Join(dir, "spool")})
-	p.log = &bytes.Buffer{}
+	p.log = &lockedBuffer{}
 	p.cmd = exec.Command(program, "serve")
 	p.cmd.Dir, p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = dir, p.env, p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
@@ -332,11 +332,12 @@ func TestPortTaken(t *testing.T) {
 func TestConfigurationFaultsAtOnce(t *testing.T) {
 	p := prepare(t, map[string]string{"MAX_UPLOAD_BYTES": "0", "SAGA_REMEMBER": "1s", "PROCESS_MAX_ATTEMPTS": "0", "CONVERT_CONCURRENCY": "-1",
 		"STOP_TIMEOUT": "soon", "S3_RETENTION_DAYS": "x", "DATABASE_URL": "postgres//x", "REDIS_URL": "http://x", "LOG_LEVEL": "loud",
-		"KAFKA_BROKERS": "kafka:9092,http://other:9092", "AWS_S3_BUCKET": "Bad!"})
+		"KAFKA_BROKERS": "kafka:9092,http://other:9092", "AWS_S3_BUCKET": "Bad!",
+		"SCHEMA_REGISTRY_URL": "registry:8081"})
 	p.start()
 	require.Error(t, p.cmd.Wait())
 	for _, name := range []string{"MAX_UPLOAD_BYTES", "SAGA_REMEMBER", "PROCESS_MAX_ATTEMPTS", "CONVERT_CONCURRENCY",
-		"STOP_TIMEOUT", "S3_RETENTION_DAYS", "DATABASE_URL", "REDIS_URL", "LOG_LEVEL", "KAFKA_BROKERS", "AWS_S3_BUCKET"} {
+		"STOP_TIMEOUT", "S3_RETENTION_DAYS", "DATABASE_URL", "REDIS_URL", "LOG_LEVEL", "KAFKA_BROKERS", "AWS_S3_BUCKET", "SCHEMA_REGISTRY_URL"} {
 		require.Contains(t, p.log.String(), name)
 	}
 	_, err := http.Get(p.base)

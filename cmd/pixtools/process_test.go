@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -51,7 +52,25 @@ type program struct {
 	env  []string
 	args []string
 	cmd  *exec.Cmd
-	log  *bytes.Buffer
+	log  *lockedBuffer
+}
+
+// lockedBuffer may be read while the program writes to it.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // run starts `pixtools serve` with nothing in its environment but what is given, and
@@ -76,7 +95,7 @@ func prepare(t *testing.T, env map[string]string, args ...string) *program {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			tail := p.log.Bytes()
+			tail := p.log.String()
 			t.Logf("the program's log ends:\n%s", tail[max(0, len(tail)-6000):])
 		}
 	})
@@ -87,7 +106,7 @@ func (p *program) start() {
 	p.t.Helper()
 	self, err := os.Executable()
 	require.NoError(p.t, err)
-	p.log = &bytes.Buffer{}
+	p.log = &lockedBuffer{}
 	p.cmd = exec.Command(self, p.args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, p.log, p.log
 	p.cmd.WaitDelay = 10 * time.Second // children that outlive it hold the pipe
@@ -201,8 +220,8 @@ func file(name, contentType string, content []byte) part {
 
 func field(name, value string) part { return part{name: name, value: value} }
 
-// post sends a form and returns the answer with its body read.
-func (p *program) post(header http.Header, parts ...part) (*http.Response, []byte, error) {
+// form is a submission.
+func (p *program) form(parts ...part) (*http.Request, error) {
 	var body bytes.Buffer
 	w := multipart.NewWriter(&body)
 	for _, f := range parts {
@@ -217,23 +236,31 @@ func (p *program) post(header http.Header, parts ...part) (*http.Response, []byt
 		}
 		to, err := w.CreatePart(h)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if _, err := io.WriteString(to, f.value); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	if err := w.Close(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	request, err := http.NewRequest(http.MethodPost, p.base+"/api/process", &body)
+	if err == nil {
+		request.Header.Set("Content-Type", w.FormDataContentType())
+	}
+	return request, err
+}
+
+// post sends a form and returns the answer with its body read.
+func (p *program) post(header http.Header, parts ...part) (*http.Response, []byte, error) {
+	request, err := p.form(parts...)
 	if err != nil {
 		return nil, nil, err
 	}
 	for name, values := range header {
 		request.Header[name] = values
 	}
-	request.Header.Set("Content-Type", w.FormDataContentType())
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return nil, nil, err

@@ -36,12 +36,14 @@ import (
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
+	"github.com/pixtools/pixtools/internal/registry"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/models"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
 	"github.com/pixtools/pixtools/projections"
+	"github.com/pixtools/pixtools/schemas"
 )
 
 // needed says which parts a role works with: it starts without the others, which may be
@@ -155,6 +157,10 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		case err := <-parts.Failed():
 			return fmt.Errorf("an embedded part ended: %w; start pixtools again", err)
 		}
+	})
+	group.Go(func() error {
+		s.announceSchemas(ctx)
+		return nil
 	})
 	waits := s.neededBy(roles)
 	s.waiting.expect(slices.Sorted(maps.Keys(waits))...)
@@ -338,9 +344,16 @@ func (s *services) prepareLog(ctx context.Context) error {
 	if replication == 0 {
 		replication = -1 // the brokers' default
 	}
+	changelog := kafka.Topic{Name: events.SagaTopic, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
+	if s.embedded.Kafka {
+		// That broker compacts by removing the log and writing it anew, which a kill would cut
+		// off, and it cannot tell a compacted log from one that lost records. It would remove
+		// states after a week, too.
+		changelog.Must, changelog.Initially = nil, map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+	}
 	for _, topic := range []kafka.Topic{
 		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}},
-		{Name: events.SagaTopic, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}},
+		changelog,
 		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
 			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},
 	} {
@@ -352,6 +365,20 @@ func (s *services) prepareLog(ctx context.Context) error {
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
 	s.logID = id
 	return err
+}
+
+// announceSchemas tells the schema registry, where there is one, of every event. All
+// processes do: it changes nothing where another was first, and no role is asked of that
+// would have to run.
+func (s *services) announceSchemas(ctx context.Context) {
+	if s.cfg.Registry.URL == "" {
+		return
+	}
+	var subjects []string
+	for _, m := range events.Catalogue() {
+		subjects = append(subjects, string(m.ProtoReflect().Descriptor().FullName()))
+	}
+	registry.Announce(ctx, s.cfg.Registry, subjects, schemas.Events, s.log)
 }
 
 func (s *services) prepareDatabase(ctx context.Context) error {
@@ -535,11 +562,19 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err != nil {
 		return err
 	}
+	var follower *projections.Follower
+	if err := persist(ctx, s.log, "kafka", func(ctx context.Context) (err error) {
+		follower, err = projections.NewFollower(ctx, s.log.With("role", "api"), s.brokers()...)
+		return err
+	}); err != nil {
+		return err
+	}
+	heard := progress.NewListener(s.redis)
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
 	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
-		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -549,6 +584,9 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}
 	group.Go(func() error { return reader.Listen(ctx) })
 	group.Go(func() error { return letters.Run(ctx) })
+	group.Go(func() error { return follower.Run(ctx) })
+	group.Go(func() error { return heard.Run(ctx) })
+	group.Go(func() error { return handler.WatchQueues(ctx) })
 	entrance.leadTo(handler)
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	return nil

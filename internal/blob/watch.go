@@ -48,7 +48,7 @@ func (s *Store) watch(ctx context.Context) *transfer {
 			if now := t.moved.Load(); now != last {
 				last = now
 			} else if err := s.answers(call); err != nil {
-				end(fmt.Errorf("%w: %w", errSilent, err))
+				end(fmt.Errorf("%w: %s", errSilent, err.Error())) // its text: to others a context's end would be their own
 				return
 			}
 		}
@@ -56,10 +56,10 @@ func (s *Store) watch(ctx context.Context) *transfer {
 	return t
 }
 
-// verdict is err, with what watch found where it ended the transfer.
+// verdict is err, or what watch found where it ended the transfer: err is then but the end of our context.
 func (t *transfer) verdict(err error) error {
 	if cause := context.Cause(t.ctx); err != nil && errors.Is(cause, errSilent) {
-		return fmt.Errorf("%w: %w", cause, err)
+		return cause
 	}
 	return err
 }

@@ -44,7 +44,10 @@ const (
 	// abortTimeoutMillis goes with the producer id that is taken only to abort what is open.
 	abortTimeoutMillis = 10_000
 	// sessionFile is what the broker writes when it is stopped in order.
-	sessionFile       = "session_state.json"
+	sessionFile = "session_state.json"
+	// stoppedFile is there while the broker is stopped, and was in order. The broker's own
+	// file does not tell: it is not written where there is nothing to put into it.
+	stoppedFile       = "stopped"
 	kafkaPortVariable = "PIXTOOLS_EMBEDDED_KAFKA_PORT"
 )
 
@@ -60,8 +63,13 @@ func (p *Parts) startKafka(ctx context.Context, cfg Config, st state) error {
 	if err := checkLog(dir); err != nil {
 		return err
 	}
-	crashed := existed && !exists(filepath.Join(dir, sessionFile))
-	if err := forgetGroupMembers(dir); err != nil {
+	stopped := filepath.Join(dir, stoppedFile)
+	crashed := existed && !exists(stopped)
+	// Before anything is written: a kill from now on is one.
+	if err := os.Remove(stopped); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := errors.Join(syncDir(dir), forgetGroupMembers(dir)); err != nil {
 		return err
 	}
 	journal, err := openJournal(dir, p.log)
@@ -86,7 +94,10 @@ func (p *Parts) startKafka(ctx context.Context, cfg Config, st state) error {
 	p.onStop("kafka", func(context.Context) error {
 		err := n.stop()
 		b.close() // it has handled its last request by then: no commit is torn
-		return errors.Join(err, journal.clear(), journal.file.Close())
+		if err := errors.Join(err, journal.clear(), journal.file.Close()); err != nil {
+			return err
+		}
+		return writeFileSynced(stopped, nil)
 	})
 	p.Brokers = []string{address(st.KafkaPort)}
 	return nil

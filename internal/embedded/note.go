@@ -17,9 +17,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // The broker acknowledges a record after syncing it. When it starts again and meets a damaged batch, it
@@ -43,7 +43,7 @@ type note map[string][]int64
 
 type noteTaker struct {
 	cluster *kfake.Cluster
-	admin   *kadm.Client
+	client  *kgo.Client
 	path    string
 	last    note
 	cancel  context.CancelFunc
@@ -54,7 +54,7 @@ type noteTaker struct {
 func startNote(cluster *kfake.Cluster, client *kgo.Client, dir string, fail func(error)) *noteTaker {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &noteTaker{
-		cluster: cluster, admin: kadm.NewClient(client), path: filepath.Join(dir, noteFile),
+		cluster: cluster, client: client, path: filepath.Join(dir, noteFile),
 		cancel: cancel, ended: make(chan struct{}),
 	}
 	go func() {
@@ -88,12 +88,18 @@ func (n *noteTaker) stop() error {
 func (n *noteTaker) take() error {
 	ctx, cancel := context.WithTimeout(context.Background(), brokerTimeout)
 	defer cancel()
-	topics, err := n.admin.ListTopics(ctx)
+	// Not by way of kadm, whose answer may be some seconds old: a topic made since would not be in the note,
+	// nor would anything in it, even after a stop in order.
+	all, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, n.client)
 	if err != nil {
 		return fmt.Errorf("note what is acknowledged: list topics: %w", err)
 	}
 	now := note{}
-	for _, topic := range topics.Names() {
+	for _, t := range all.Topics {
+		if t.Topic == nil {
+			continue
+		}
+		topic := *t.Topic
 		if !n.keepsEverything(topic) {
 			continue
 		}

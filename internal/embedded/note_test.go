@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -354,4 +355,30 @@ func TestTornIndex(t *testing.T) {
 			require.NoError(t, parts.Stop(ctx))
 		})
 	}
+}
+
+// TestNoteHasTopicsOfThisMoment: a program that is stopped right after its first start has its log vouched for.
+func TestNoteHasTopicsOfThisMoment(t *testing.T) {
+	t.Parallel()
+	image := &logImage{cfg: testConfig(t)}
+	parts, err := image.start(t)
+	require.NoError(t, err)
+	forever := "-1"
+	_, err = kadm.NewClient(newClient(t, parts.Brokers)).CreateTopic(testContext(t), 1, 1, map[string]*string{"retention.ms": &forever}, "earlier")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		noted, _ := os.ReadFile(image.notePath())
+		return string(noted) == `{"earlier":[0]}`
+	}, deadline, pollInterval)
+	makeTopic(t, parts.Brokers, imagePartitions, nil)
+	client := newClient(t, parts.Brokers, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for p := range int32(imagePartitions) {
+		value := fmt.Sprint(p)
+		require.NoError(t, client.ProduceSync(testContext(t), &kgo.Record{Topic: promisedTopic, Partition: p, Value: []byte(value)}).FirstErr())
+		image.acknowledged[p] = append(image.acknowledged[p], value)
+	}
+	require.NoError(t, parts.Stop(testContext(t)))
+	noted, err := os.ReadFile(image.notePath())
+	require.NoError(t, err)
+	require.JSONEq(t, fmt.Sprintf(`{"earlier":[0],%q:[1,1,1]}`, promisedTopic), string(noted))
 }

@@ -110,7 +110,7 @@ func (p *Publisher) send(ctx context.Context, records []*kgo.Record) (wait func(
 		left.Wait()
 		close(done)
 		release()
-		p.sends.Done()
+		p.sends.Done() // here, since nobody need wait for the records' fate
 	}()
 	return func() error {
 		select {

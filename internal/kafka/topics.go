@@ -31,7 +31,8 @@ type Topic struct {
 }
 
 // EnsureTopic creates the topic unless it exists, and then checks that it has the
-// partitions and settings asked for. Several processes may call it at once.
+// partitions and settings asked for. Several processes may call it at once. One that may
+// not create topics finds those that an administrator made.
 func EnsureTopic(ctx context.Context, client *kgo.Client, t Topic) error {
 	values := map[string]*string{}
 	for _, settings := range []map[string]string{t.Must, t.Initially} {
@@ -41,12 +42,15 @@ func EnsureTopic(ctx context.Context, client *kgo.Client, t Topic) error {
 	}
 	name, partitions, replication := t.Name, t.Partitions, t.Replication
 	_, err := kadm.NewClient(client).CreateTopic(ctx, partitions, replication, values, name)
-	made := err == nil
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+	made, forbidden := err == nil, errors.Is(err, kerr.TopicAuthorizationFailed)
+	if err != nil && !forbidden && !errors.Is(err, kerr.TopicAlreadyExists) {
 		return fmt.Errorf("create topic %s with %d partitions, replication %d: %w", name, partitions, replication, err)
 	}
 	topic, err := describeNew(ctx, client, name)
 	if err != nil {
+		if forbidden {
+			return fmt.Errorf("%w; nor may we create it: %w", err, kerr.TopicAuthorizationFailed)
+		}
 		return err
 	}
 	if has := len(topic.Partitions); has != int(partitions) {

@@ -1,6 +1,6 @@
 // Asks parsers that are not ours about schemas/asyncapi.yaml and schemas/openapi.json,
-// and compares the first with the corpus: every event that was ever released has an
-// example there, as its record. Run by schemas/check.sh, which sets NODE_MODULES.
+// and compares each channel of the first with its corpus: every message that was ever
+// released has an example there, as its record. Run by schemas/check.sh, which sets NODE_MODULES.
 import { readFileSync, readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
 
@@ -22,33 +22,35 @@ for (const d of diagnostics.filter((d) => d.severity <= 1)) {
 }
 
 if (document) {
-  const described = new Map()
-  for (const message of document.channels().get('jobs').messages().all()) {
-    described.set(message.json()['x-protobuf-message'], message)
-  }
   const ajv = addFormats(new Ajv({ strict: false }))
-  const seen = new Set()
-  for (const file of readdirSync(new URL('corpus/', schemas)).sort()) {
-    const record = JSON.parse(readFileSync(new URL('corpus/' + file, schemas)))
-    const type = record.headers.ce_type
-    seen.add(type)
-    if (!described.has(type)) {
-      faults.push(`schemas/asyncapi.yaml does not describe ${type}, which is in schemas/corpus/${file}`)
-      continue
+  const counts = []
+  for (const [channel, corpus] of [['jobs', 'corpus/'], ['deadLetters', 'corpus/deadletters/']]) {
+    const described = new Map()
+    for (const message of document.channels().get(channel)?.messages().all() ?? []) {
+      described.set(message.json()['x-protobuf-message'], message)
     }
-    const message = described.get(type)
-    const check = (schema, value, what) => {
-      const valid = ajv.compile(schema.json())
-      if (!valid(value)) faults.push(`schemas/asyncapi.yaml: ${what} of schemas/corpus/${file}: ${ajv.errorsText(valid.errors)}`)
+    const seen = new Set()
+    for (const file of readdirSync(new URL(corpus, schemas)).filter((name) => name.endsWith('.json')).sort()) {
+      const name = 'schemas/' + corpus + file
+      const record = JSON.parse(readFileSync(new URL(corpus + file, schemas)))
+      const type = record.headers.ce_type
+      seen.add(type)
+      if (!described.has(type)) {
+        faults.push(`schemas/asyncapi.yaml, channel ${channel}, does not describe ${type}, which is in ${name}`)
+        continue
+      }
+      const message = described.get(type)
+      const valid = ajv.compile(message.headers().json())
+      if (!valid(record.headers)) faults.push(`schemas/asyncapi.yaml: headers of ${name}: ${ajv.errorsText(valid.errors)}`)
+      const key = message.bindings().get('kafka').value().key
+      if (!ajv.validate(key, record.key)) faults.push(`schemas/asyncapi.yaml: key of ${name}: ${ajv.errorsText()}`)
     }
-    check(message.headers(), record.headers, 'headers')
-    const key = message.bindings().get('kafka').value().key
-    if (!ajv.validate(key, record.key)) faults.push(`schemas/asyncapi.yaml: key of schemas/corpus/${file}: ${ajv.errorsText()}`)
+    for (const type of described.keys()) {
+      if (!seen.has(type)) faults.push(`schemas/asyncapi.yaml, channel ${channel}, describes ${type}, of which schemas/${corpus} has no example`)
+    }
+    counts.push(`${channel}: ${described.size} messages described, ${seen.size} of them with examples`)
   }
-  for (const type of described.keys()) {
-    if (!seen.has(type)) faults.push(`schemas/asyncapi.yaml describes ${type}, of which schemas/corpus has no example`)
-  }
-  if (faults.length === 0) console.log(`schemas: ${described.size} events described, ${seen.size} of them with examples`)
+  if (faults.length === 0) for (const count of counts) console.log(`schemas: ${count}`)
 }
 
 for (const fault of faults) console.error(fault)

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -62,4 +63,38 @@ func TestSealing(t *testing.T) {
 	require.Equal(t, "holiday.jpg", text)
 	_, err = ring.Seal(ctx, "a", "job-3", "y")
 	require.NoError(t, err)
+}
+
+// TestRestore: keys go to another installation, which then opens what they sealed.
+func TestRestore(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
+	require.NoError(t, err)
+	defer pool.Close()
+	require.NoError(t, secrets.Migrate(t.Context(), pool))
+	sealed, err := secrets.New(pool, time.Minute).Seal(t.Context(), "restore", "job", "name")
+	require.NoError(t, err)
+	keys, err := secrets.All(t.Context(), pool)
+	require.NoError(t, err)
+	_, err = pool.Exec(t.Context(), "DELETE FROM pixtools_secrets.tenant_keys")
+	require.NoError(t, err)
+	for range 2 {
+		require.NoError(t, secrets.Restore(t.Context(), pool, keys))
+	}
+	again, err := secrets.All(t.Context(), pool)
+	require.NoError(t, err)
+	require.Equal(t, keys, again)
+	text, err := secrets.New(pool, time.Minute).Open(t.Context(), "job", sealed)
+	require.NoError(t, err)
+	require.Equal(t, "name", text)
+
+	// Another key under the same id, or none, is refused, and nothing is stored.
+	fresh := secrets.TenantKey{ID: uuid.New(), Tenant: "restore", Key: make([]byte, 32), CreatedAt: keys[0].CreatedAt}
+	other := keys[0]
+	other.Key = make([]byte, 32)
+	require.ErrorContains(t, secrets.Restore(t.Context(), pool, []secrets.TenantKey{fresh, other}), "another one")
+	other.ID, other.Key = uuid.New(), make([]byte, 31)
+	require.ErrorContains(t, secrets.Restore(t.Context(), pool, []secrets.TenantKey{fresh, other}), other.ID.String())
+	again, err = secrets.All(t.Context(), pool)
+	require.NoError(t, err)
+	require.Equal(t, keys, again)
 }

@@ -10,7 +10,7 @@
 # needs root only where a Debian package is missing, and then says which.
 set -eu
 
-SERVICES="kafka postgres redis minio python chromium"
+SERVICES="kafka kafkatools postgres redis minio python java chromium"
 cd "$(dirname "$0")/../.."
 BUILD="$PWD/build/testenv"
 
@@ -36,7 +36,7 @@ install_kafka() {
 		return 0
 	fi
 	missing=""
-	command -v java >/dev/null || missing="$missing default-jre-headless"
+	command -v java >/dev/null || missing="$missing default-jdk-headless"
 	command -v mvn >/dev/null || missing="$missing maven"
 	# shellcheck disable=SC2086 # a list of words
 	[ -z "$missing" ] || apt_install $missing
@@ -48,6 +48,23 @@ install_kafka() {
 	printf '%s\n' "$want" >"$fresh/.stamp"
 	rm -rf "$libs"
 	mv "$fresh" "$libs"
+}
+
+# ---- kafkatools: the commands behind kafka-acls.sh, which the broker's own jars lack; of
+# the broker's version. What they need beside, the broker's jars have.
+KAFKA_TOOLS=org.apache.kafka:kafka-tools:4.4.0
+install_kafkatools() {
+	install_kafka
+	stamp="$BUILD/kafka-tools/.stamp"
+	if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$KAFKA_TOOLS" ]; then
+		return 0
+	fi
+	command -v mvn >/dev/null || apt_install maven
+	rm -rf "$BUILD/kafka-tools"
+	mkdir -p "$BUILD/kafka-tools"
+	mvn -B -q -C org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy \
+		-Dartifact="$KAFKA_TOOLS" -DoutputDirectory="$BUILD/kafka-tools" >&2
+	printf '%s\n' "$KAFKA_TOOLS" >"$stamp"
 }
 
 # apt_install_idle NAME...: Debian starts a server that it installs. Tests start their
@@ -94,8 +111,8 @@ install_minio() {
 }
 
 # ---- python: Kafka and protobuf clients that are not ours, in an environment of its own.
-PYTHON_PACKAGES="confluent-kafka==2.11.1 protobuf==6.32.1"
 install_python() {
+	PYTHON_PACKAGES="$(paste -sd ' ' docs/consumers/python/requirements.txt)"
 	stamp="$BUILD/python/.stamp"
 	if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$PYTHON_PACKAGES" ]; then
 		return 0
@@ -106,6 +123,26 @@ install_python() {
 	# shellcheck disable=SC2086 # a list of words
 	"$BUILD/python/bin/pip" install -q --disable-pip-version-check $PYTHON_PACKAGES >&2
 	printf '%s\n' "$PYTHON_PACKAGES" >"$stamp"
+}
+
+# ---- java: the example consumer, built as its users build it. The stamp carries the hash
+# of what it is made of.
+install_java() {
+	want="$(find docs/consumers/java/pom.xml docs/consumers/java/src schemas/pixtools/events -type f | LC_ALL=C sort | xargs cksum)"
+	built="$BUILD/java"
+	if [ -f "$built/.stamp" ] && [ "$(cat "$built/.stamp")" = "$want" ] && command -v java >/dev/null; then
+		return 0
+	fi
+	missing=""
+	command -v javac >/dev/null || missing="$missing default-jdk-headless"
+	command -v mvn >/dev/null || missing="$missing maven"
+	# shellcheck disable=SC2086 # a list of words
+	[ -z "$missing" ] || apt_install $missing
+	fresh="$(mktemp -d "$BUILD/java.XXXXXX")"
+	mvn -B -q -C -f docs/consumers/java/pom.xml package -Doutput="$fresh" >&2
+	printf '%s\n' "$want" >"$fresh/.stamp"
+	rm -rf "$built"
+	mv "$fresh" "$built"
 }
 
 # ---- chromium: the browser that the page is tested in.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,8 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 const (
@@ -74,24 +75,38 @@ type broker struct {
 // replication factor of 3 where there are as many brokers, and then need 2 in sync.
 // An empty dir means a directory that is removed by Stop, or by a later start.
 func StartKafka(dir string, n int) (*KafkaCluster, error) {
+	c, err := newCluster(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.configure(n); err != nil {
+		return nil, err
+	}
+	if err := c.start(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func newCluster(dir string) (*KafkaCluster, error) {
 	libs, err := kafkaLibs()
 	if err != nil {
 		return nil, err
 	}
 	c := &KafkaCluster{dir: dir, ownDir: dir == "", libs: libs}
 	if c.ownDir {
-		if c.dir, err = runDir(filepath.Dir(libs)); err != nil {
-			return nil, err
-		}
+		c.dir, err = runDir(filepath.Dir(libs))
 	}
-	if err := c.configure(n); err != nil {
-		return nil, err
-	}
-	if err := c.startAll(); err != nil {
+	return c, err
+}
+
+// start leaves nothing behind where it fails.
+func (c *KafkaCluster) start() error {
+	err := c.startAll()
+	if err != nil {
 		c.Stop()
-		return nil, err
 	}
-	return c, nil
+	return err
 }
 
 // kafkaLibs installs the jars where they are missing. Test processes run side by
@@ -165,15 +180,19 @@ func (c *KafkaCluster) configure(n int) error {
 			return err
 		}
 		properties := b.properties(i+1, ports[n+i], strings.Join(voters, ","), min(3, n))
-		if err := os.WriteFile(b.file("server.properties"), []byte(properties), 0o644); err != nil {
-			return err
-		}
-		if err := os.WriteFile(b.file("log4j2.properties"), []byte(kafkaLogging), 0o644); err != nil {
+		if err := b.write(properties); err != nil {
 			return err
 		}
 		c.brokers = append(c.brokers, b)
 	}
 	return nil
+}
+
+func (b *broker) write(properties string) error {
+	if err := os.WriteFile(b.file("server.properties"), []byte(properties), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(b.file("log4j2.properties"), []byte(kafkaLogging), 0o644)
 }
 
 const kafkaLogging = `rootLogger.level = warn
@@ -269,7 +288,7 @@ func (c *KafkaCluster) java(b *broker, args ...string) *exec.Cmd {
 	return exec.Command("java", append([]string{
 		"-Xmx" + kafkaHeap, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
 		"-Dlog4j2.configurationFile=" + b.file("log4j2.properties"),
-		"-cp", filepath.Join(c.libs, "*"),
+		"-cp", filepath.Join(c.libs, "*") + ":" + filepath.Join(c.dir, "classes"),
 	}, args...)...)
 }
 
@@ -311,9 +330,15 @@ func (c *KafkaCluster) awaitReady(b *broker) error {
 	}
 	defer client.Close()
 	for {
-		metadata, err := kadm.NewClient(client).BrokerMetadata(ctx)
-		if err == nil && c.hasAll(metadata) {
-			return nil
+		// A request of our own: kadm's may go on answering from the client's memory, from
+		// before the last broker was there.
+		request := kmsg.NewPtrMetadataRequest()
+		request.Topics = []kmsg.MetadataRequestTopic{}
+		metadata, err := request.RequestWith(ctx, client)
+		if err == nil {
+			if err = c.hasAll(metadata.Brokers); err == nil {
+				return nil
+			}
 		}
 		select {
 		case <-b.ended:
@@ -325,18 +350,14 @@ func (c *KafkaCluster) awaitReady(b *broker) error {
 	}
 }
 
-// hasAll says whether the metadata know every broker that is meant to be up.
-func (c *KafkaCluster) hasAll(metadata kadm.Metadata) bool {
-	up := map[int32]bool{}
-	for _, id := range metadata.Brokers.NodeIDs() {
-		up[id] = true
-	}
+// hasAll names a broker that is meant to be up and is not known to the others.
+func (c *KafkaCluster) hasAll(known []kmsg.MetadataResponseBroker) error {
 	for i, b := range c.brokers {
-		if b.process != nil && !up[int32(i+1)] {
-			return false
+		if b.process != nil && !slices.ContainsFunc(known, func(k kmsg.MetadataResponseBroker) bool { return k.NodeID == int32(i+1) }) {
+			return fmt.Errorf("broker %d is not in the metadata", i)
 		}
 	}
-	return true
+	return nil
 }
 
 func (b *broker) logTail() string {

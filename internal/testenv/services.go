@@ -276,6 +276,26 @@ func install(service string) (build string, err error) {
 	return build, nil
 }
 
+// Python gives an interpreter that has the packages of the example consumer.
+func Python(t testing.TB) string {
+	t.Helper()
+	build, err := install("python")
+	if err != nil {
+		t.Fatalf("Python for tests: %v", err)
+	}
+	return filepath.Join(build, "python", "bin", "python")
+}
+
+// JavaConsumer gives the jar of the example consumer, built of what is in the checkout.
+func JavaConsumer(t testing.TB) string {
+	t.Helper()
+	build, err := install("java")
+	if err != nil {
+		t.Fatalf("the consumer in Java: %v", err)
+	}
+	return filepath.Join(build, "java", "finals.jar")
+}
+
 // serviceDir makes a directory that an unprivileged server can reach, which one below the checkout
 // need not be, and gives it to as.
 func serviceDir(as *syscall.Credential) (string, error) {

@@ -15,9 +15,13 @@ import (
 
 // Check gives every broken promise, by property and job.
 func Check(h *History) []Violation {
-	j := &judge{History: h, jobs: stories(h.Log), bySource: map[string][]string{}, byPlace: map[place]*Record{}}
+	j := &judge{History: h, jobs: stories(h.Log), bySource: map[string][]string{}, byPlace: map[Place]*Record{}, spoilt: map[string]bool{}}
 	for i := range h.Log {
-		j.byPlace[place{h.Log[i].Partition, h.Log[i].Offset}] = &h.Log[i]
+		at := Place{h.Log[i].Partition, h.Log[i].Offset}
+		j.byPlace[at] = &h.Log[i]
+		if h.Poison[at] {
+			j.spoilt[h.Log[i].Event.JobID] = true
+		}
 	}
 	for id, s := range j.jobs {
 		if len(s.requests) > 0 {
@@ -25,7 +29,7 @@ func Check(h *History) []Violation {
 			j.bySource[sum] = append(j.bySource[sum], id)
 		}
 	}
-	for _, check := range []func(){j.accepted, j.ended, j.outcomes, j.finals, j.identity, j.artifacts, j.readModel, j.reads, j.keys, j.answers} {
+	for _, check := range []func(){j.accepted, j.ended, j.outcomes, j.finals, j.identity, j.artifacts, j.readModel, j.reads, j.deadLetters, j.keys, j.answers} {
 		check()
 	}
 	order := Properties()
@@ -35,18 +39,15 @@ func Check(h *History) []Violation {
 	return j.found
 }
 
-type place struct {
-	partition int32
-	offset    int64
-}
-
 type judge struct {
 	*History
 	jobs map[string]*story
 	// bySource are the jobs whose first request names a picture.
 	bySource map[string][]string
-	byPlace  map[place]*Record
-	found    []Violation
+	byPlace  map[Place]*Record
+	// spoilt are jobs with a record under their key that cannot be read.
+	spoilt map[string]bool
+	found  []Violation
 }
 
 func (j *judge) fault(p Property, jobID, format string, args ...any) {
@@ -55,7 +56,7 @@ func (j *judge) fault(p Property, jobID, format string, args ...any) {
 
 func (j *judge) accepted() {
 	for _, r := range j.Log {
-		if r.Event.Message == nil {
+		if _, meant := j.Poison[Place{r.Partition, r.Offset}]; r.Event.Message == nil && !meant {
 			j.fault(Accepted, r.Event.JobID, "the record at partition %d, offset %d is no event: %s", r.Partition, r.Offset, r.Fault)
 		}
 	}
@@ -74,12 +75,12 @@ func (j *judge) accepted() {
 // wrote looks for the event at the position that the answer carried.
 func (j *judge) wrote(c *Call) {
 	if c.Wrote == nil {
-		if c.Kind == Cancel || c.Asked.Key == "" {
+		if c.Kind != Submit || c.Asked.Key == "" {
 			j.fault(Accepted, c.JobID, "client %d: 202 to a %s without the position of its event", c.Client, c.Kind)
 		}
 		return // a repeat, that wrote nothing
 	}
-	r := j.byPlace[place{c.Wrote.Partition, c.Wrote.Offset}]
+	r := j.byPlace[Place{c.Wrote.Partition, c.Wrote.Offset}]
 	if r == nil {
 		j.fault(Accepted, c.JobID, "client %d: 202 to a %s, and nothing is at partition %d, offset %d", c.Client, c.Kind, c.Wrote.Partition, c.Wrote.Offset)
 		return
@@ -90,6 +91,8 @@ func (j *judge) wrote(c *Call) {
 		fits = c.Kind == Submit
 	case *events.JobCancelRequested:
 		fits = c.Kind == Cancel
+	case *events.OperationRetryRequested:
+		fits = c.Kind == Retry
 	}
 	if !fits || r.Event.JobID != c.JobID {
 		j.fault(Accepted, c.JobID, "client %d: 202 to a %s, and at partition %d, offset %d is %s of job %s", c.Client, c.Kind,
@@ -155,6 +158,7 @@ func (j *judge) outcomes() {
 			switch {
 			case op.state == "COMPLETED" && bad:
 				j.fault(Outcomes, id, "%s of a picture that cannot be decoded completed", name)
+			case op.state == "FAILED" && op.code == events.CodeUndecodable && j.spoilt[id]: // nobody knows what the record told
 			case op.state == "FAILED" && (!bad || op.kind != events.FailureKind_FAILURE_KIND_INPUT):
 				j.fault(Outcomes, id, "%s failed: kind %s, code %s; the picture is broken: %t", name, op.kind, op.code, bad)
 			case op.state == "CANCELLED" && !s.cancelled:
@@ -353,7 +357,7 @@ func (j *judge) keys() {
 
 // answers: what a client may be told. 404 is judged with the reads.
 func (j *judge) answers() {
-	allowed := map[Kind][]int{Submit: {202, 422, 429, 503}, Read: {200, 404, 503}, Cancel: {202, 404, 409, 503}}
+	allowed := map[Kind][]int{Submit: {202, 422, 429, 503}, Read: {200, 404, 503}, Cancel: {202, 404, 409, 503}, Retry: {202, 404, 409, 503}}
 	for _, c := range j.Calls {
 		if c.Status != 0 && !slices.Contains(allowed[c.Kind], c.Status) {
 			j.fault(Answers, c.JobID, "client %d: a %s was answered %d: %s", c.Client, c.Kind, c.Status, c.Problem)

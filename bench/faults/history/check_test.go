@@ -73,7 +73,8 @@ func (t *tale) view(job, outcome string, operations map[string]OperationView) *V
 
 // good is a history with nothing wrong: A completes, with a repeated attempt whose outcome
 // is told twice; B is cancelled half way; C is under a key, asked for twice, and once with
-// something else, which is refused. Indexes of Log and Calls are used below.
+// something else, which is refused; B is retried; a record that is no event has its dead
+// letter. Indexes of Log and Calls are used below.
 func good() *History {
 	t := &tale{h: &History{Ends: map[int32]int64{0: 0, 1: 0}, Positions: map[int32]int64{0: 0, 1: 0}, Objects: map[string]Object{}, MaxStarts: 3}}
 	at := t.request(jobA, "webp", "jpg")                                                                                                                                   // log 0
@@ -110,6 +111,21 @@ func good() *History {
 	t.complete(jobC, "webp", 1)                                                                        // log 15
 	t.log(jobC, &events.JobFinalized{Revision: 1, Outcome: events.Outcome_OUTCOME_SUCCEEDED})          // log 16
 	t.call(Call{Kind: Cancel, Status: 409, JobID: jobC})                                               // call 11
+
+	at = t.log(jobB, &events.OperationRetryRequested{Revision: 2, Operations: []string{"avif"}}) // log 17
+	t.call(Call{Kind: Retry, Status: 202, JobID: jobB, Wrote: at})                               // call 12
+	again := map[string]OperationView{"webp": partial["webp"], "avif": {State: "PENDING"}}
+	t.call(Call{Kind: Read, Status: 200, JobID: jobB, After: at, View: &View{Revision: 2, Operations: again}}) // call 13
+	t.log(jobB, &events.OperationStarted{Revision: 2, Operation: "avif", Attempt: 1})                          // log 18
+	a := &events.Artifact{Key: "processed/again", Sha256: "again", Bytes: 5, Width: 30, Height: 20, Format: "avif"}
+	t.h.Objects[a.GetKey()] = Object{Bytes: 5, SHA256: "again", Format: "avif", Width: 30, Height: 20}
+	t.log(jobB, &events.OperationCompleted{Revision: 2, Operation: "avif", Attempt: 1, Artifact: a}) // log 19
+	t.log(jobB, &events.JobFinalized{Revision: 2, Outcome: events.Outcome_OUTCOME_SUCCEEDED})        // log 20
+
+	t.h.Log = append(t.h.Log, Record{Offset: 100, Event: events.Event{JobID: jobC}, Fault: "malformed"}) // log 21
+	t.h.Poison = map[Place]bool{{0, 100}: true}
+	t.h.Letters = []Letter{{ID: "letter", JobID: jobC, Origin: &Place{0, 100}}}
+	t.h.Ends[0], t.h.Positions[0] = 101, 101
 	t.h.project()
 	return t.h
 }
@@ -178,8 +194,10 @@ func TestEachPropertyFails(t *testing.T) {
 		{"accepted without a position", func(h *History) { h.Calls[0].Wrote = nil }, Accepted, "without the position", true},
 		{"other operations than were asked for", func(h *History) { h.Calls[0].Asked.Operations = []string{"webp"} }, Accepted, "asked for", true},
 		{"another picture than was sent", func(h *History) { h.Calls[0].Asked.Width = 31 }, Accepted, "asked for", true},
-		{"a record that is no event", func(h *History) { h.Log[4].Event.Message, h.Log[4].Fault = nil, "malformed"; h.project() }, Accepted, "malformed", true},
-		{"no end", func(h *History) { h.without(12) }, Ended, "stuck", true},
+		{"a record that is no event", func(h *History) { h.Log[4].Event.Message, h.Log[4].Fault = nil, "no event"; h.project() }, Accepted, "no event", true},
+		{"a retry that was accepted is not there", func(h *History) { h.without(17, 18, 19, 20) }, Accepted, "nothing is at", false},
+		{"a retried job has no end", func(h *History) { h.without(20) }, Ended, "stuck: revision 2", true},
+		{"no end", func(h *History) { h.without(16) }, Ended, "stuck", true},
 		{"an outcome is missing", func(h *History) { h.without(15, 16) }, Ended, "webp RUNNING", true},
 
 		{"an attempt completes twice, with another artifact", func(h *History) {
@@ -194,7 +212,7 @@ func TestEachPropertyFails(t *testing.T) {
 		{"a sound picture fails", func(h *History) {
 			h.Log[15].Event = events.New(jobC, noon, "test", "", &events.OperationFailed{Revision: 1, Operation: "webp", Attempt: 1, Kind: events.FailureKind_FAILURE_KIND_INTERNAL})
 			change(h, 16, func(m *events.JobFinalized) { m.Outcome = events.Outcome_OUTCOME_FAILED })
-		}, Outcomes, "failed", true},
+		}, Outcomes, "failed", false},
 		{"a broken picture completes", func(h *History) { h.Calls[0].Asked.Broken = true }, Outcomes, "cannot be decoded", true},
 
 		{"ended twice", func(h *History) {
@@ -247,6 +265,20 @@ func TestEachPropertyFails(t *testing.T) {
 		}, Reads, "the log says", true},
 		{"an outcome that was not", func(h *History) { h.Calls[3].View.Outcome = "PARTIAL" }, Reads, "the log says", true},
 		{"a job that is not", func(h *History) { h.Calls[3].JobID = "ghost" }, Reads, "no such job", true},
+
+		{"an older revision is shown", func(h *History) { h.Calls[13].View = h.Calls[6].View }, Reads, "older revision", true},
+
+		{"no letter for what cannot be read", func(h *History) { h.Letters = nil }, DeadLetters, "has 0 letters", true},
+		{"two letters for one record", func(h *History) { h.Letters = append(h.Letters, h.Letters[0]) }, DeadLetters, "has 2 letters", true},
+		{"a letter of a record that can be read", func(h *History) {
+			h.Letters = append(h.Letters, Letter{ID: "other", JobID: jobA, Origin: &Place{0, 0}})
+		}, DeadLetters, "can be read", true},
+		{"two letters for one operation", func(h *History) {
+			h.Letters = append(h.Letters, Letter{ID: "one", JobID: jobA, Operation: "webp", Revision: 1}, Letter{ID: "two", JobID: jobA, Operation: "webp", Revision: 1})
+		}, DeadLetters, "ids of their own", true},
+		{"given up without a letter", func(h *History) {
+			h.insert(6, &events.OperationFailed{Revision: 1, Operation: "jpg", Attempt: 2, Kind: events.FailureKind_FAILURE_KIND_WORLD})
+		}, DeadLetters, "has no letter", true},
 
 		{"two jobs for a key", func(h *History) {
 			t := &tale{h: h}

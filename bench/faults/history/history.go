@@ -24,6 +24,11 @@ type History struct {
 	Rows            []Row
 	// Objects are all of the bucket, by key.
 	Objects map[string]Object
+	// Poison are records that were put into the log to do harm, by place; true where they
+	// cannot be read, so that they must become dead letters.
+	Poison map[Place]bool
+	// Letters are all that the topic of dead letters tells, to a consumer of committed records.
+	Letters []Letter
 	// MaxStarts is PROCESS_MAX_STARTS: how often an operation may be begun in one revision.
 	MaxStarts int32
 }
@@ -36,6 +41,7 @@ const (
 	Submit Kind = "submit"
 	Read   Kind = "read"
 	Cancel Kind = "cancel"
+	Retry  Kind = "retry"
 )
 
 // Call is one request and what came of it. Times are those of one clock, from the run's
@@ -96,6 +102,20 @@ type Record struct {
 	Fault     string
 }
 
+// Place is one in the log.
+type Place struct {
+	Partition int32
+	Offset    int64
+}
+
+// Letter is one fact of the topic of dead letters that says that something was given up:
+// an operation of a job's revision, or else a record.
+type Letter struct {
+	ID, JobID, Operation string
+	Revision             int32
+	Origin               *Place
+}
+
 // Row is one row of the read model.
 type Row struct {
 	JobID, Tenant        string
@@ -138,6 +158,9 @@ const (
 	// Reads: no read is older than one that was answered before it, nor than what was
 	// waited for; what was accepted is found; what was shown was so.
 	Reads Property = "reads"
+	// DeadLetters: one for each record that cannot be read, one for each operation that was
+	// given up for another reason than the picture, and none for anything else.
+	DeadLetters Property = "dead letters"
 	// Keys: one job for each key, and for each submission without one at most one.
 	Keys Property = "keys"
 	// Answers: every answer is one of those that the contract has.
@@ -146,7 +169,7 @@ const (
 
 // Properties are all of them.
 func Properties() []Property {
-	return []Property{Accepted, Ended, Outcomes, Finals, Identity, Artifacts, ReadModel, Reads, Keys, Answers}
+	return []Property{Accepted, Ended, Outcomes, Finals, Identity, Artifacts, ReadModel, Reads, DeadLetters, Keys, Answers}
 }
 
 // Violation is a broken promise. JobID is empty where it is about no one job.

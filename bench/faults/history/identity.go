@@ -31,6 +31,8 @@ func derive(jobID string, m proto.Message) (id, fact string) {
 		revision = m.GetRevision()
 	case *events.JobCancelRequested:
 		revision = m.GetRevision()
+	case *events.OperationRetryRequested:
+		revision = m.GetRevision()
 	default:
 		return "", ""
 	}

@@ -15,7 +15,7 @@ func (j *judge) reads() {
 			if at, ok := found[c.JobID]; !ok || c.Answered < at {
 				found[c.JobID] = c.Answered
 			}
-		case c.Kind == Read || c.Kind == Cancel:
+		case c.Kind != Submit:
 			byJob[c.JobID] = append(byJob[c.JobID], c)
 		}
 	}

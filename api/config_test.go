@@ -1,0 +1,37 @@
+package api
+
+import (
+	"testing"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/stretchr/testify/require"
+)
+
+// TestLimitsOfTheConfiguration tries values just below, at and above the limits. A fault names the variable.
+func TestLimitsOfTheConfiguration(t *testing.T) {
+	for variable, values := range map[string]struct{ good, bad []string }{
+		"MAX_CONCURRENT_UPLOADS": {[]string{"1", "2"}, []string{"0"}},
+		"MAX_WAITING_READS":      {[]string{"1", "2"}, []string{"0"}},
+		"READ_WAIT_TIMEOUT":      {[]string{"100ms", "1m"}, []string{"99ms"}},
+		"QUEUE_MAX_AGE":          {[]string{"1s", "1001ms"}, []string{"999ms"}},
+		"QUEUE_REFRESH_INTERVAL": {[]string{"50ms", "51ms", "30s"}, []string{"49ms", "30001ms"}},
+		"SPOOL_MAX_BYTES":        {[]string{"10485760", "10485761"}, []string{"10485759"}}, // what one upload may have
+	} {
+		check := func(value string) error {
+			var c Config
+			require.NoError(t, env.ParseWithOptions(&c, env.Options{Environment: map[string]string{variable: value}}))
+			return c.Validate()
+		}
+		for _, value := range values.good {
+			require.NoError(t, check(value), "%s=%s", variable, value)
+		}
+		for _, value := range values.bad {
+			require.ErrorContains(t, check(value), variable+" is ", value)
+		}
+	}
+	var c Config
+	require.NoError(t, env.ParseWithOptions(&c, env.Options{Environment: map[string]string{}}))
+	require.NoError(t, c.Validate())
+	require.Less(t, c.WaitTimeout, 2*time.Second, "the contract's")
+}
