@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -139,17 +140,23 @@ func lag(live, other map[int32]int64) (n int64) {
 	return n
 }
 
-// compared is a job's row in one read model.
+// compared is a job's row in one read model: its columns as text, apart from those that
+// hold the state and the places of its events.
 type compared struct {
-	tenant           *string
-	phase, outcome   *int16
-	revision         *int32
-	created, updated *time.Time
-	state, places    []byte
+	columns       []*string
+	state, places []byte
 }
 
-func (c *compared) into() []any {
-	return []any{&c.tenant, &c.phase, &c.outcome, &c.revision, &c.created, &c.updated, &c.state, &c.places}
+// textColumns are those that are compared as text.
+var textColumns = slices.DeleteFunc(slices.Clone(jobColumns), func(name string) bool { return slices.Contains([]string{"job_id", "state", "events"}, name) })
+
+// columnsOf names columns of one of the two tables.
+func columnsOf(table, suffix string, names []string) string {
+	var all []string
+	for _, name := range names {
+		all = append(all, table+"."+name+suffix)
+	}
+	return strings.Join(all, ", ")
 }
 
 // compare goes through the rows that are not the same to Postgres. Those may yet say the
@@ -161,18 +168,15 @@ func (r *Replayer) compare(ctx context.Context, tx pgx.Tx, name string, d *Diffe
 		return fmt.Errorf("compare with the live read model: %w", err)
 	}
 	rows, err := tx.Query(ctx, fmt.Sprintf(`SELECT coalesce(l.job_id, o.job_id)::text,
-			l.tenant, l.phase, l.outcome, l.revision, l.created_at, l.updated_at, l.state, l.events,
-			o.tenant, o.phase, o.outcome, o.revision, o.created_at, o.updated_at, o.state, o.events
-		FROM %s.jobs l FULL JOIN %s.jobs o USING (job_id) 
-		WHERE (l.tenant, l.phase, l.outcome, l.revision, l.created_at, l.updated_at, l.state, l.events)
-			IS DISTINCT FROM (o.tenant, o.phase, o.outcome, o.revision, o.created_at, o.updated_at, o.state, o.events)
-		ORDER BY 1`, Schema, quoted(name)))
+			l.state, l.events, ARRAY[%[3]s], o.state, o.events, ARRAY[%[4]s]
+		FROM %[1]s.jobs l FULL JOIN %[2]s.jobs o USING (job_id) WHERE (%[5]s) IS DISTINCT FROM (%[6]s) ORDER BY 1`, Schema, quoted(name),
+		columnsOf("l", "::text", textColumns), columnsOf("o", "::text", textColumns), columnsOf("l", "", jobColumns), columnsOf("o", "", jobColumns)))
 	if err != nil {
 		return fmt.Errorf("compare with the live read model: %w", err)
 	}
 	var id string
 	var live, other compared
-	_, err = pgx.ForEachRow(rows, append(append([]any{&id}, live.into()...), other.into()...), func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &live.state, &live.places, &live.columns, &other.state, &other.places, &other.columns}, func() error {
 		change := Change{JobID: id, Kind: Changed}
 		switch {
 		case live.state == nil:
@@ -199,20 +203,17 @@ func (r *Replayer) compare(ctx context.Context, tx pgx.Tx, name string, d *Diffe
 // fieldsOf lists what is not the same in two rows of a job.
 func fieldsOf(live, other compared, withoutPlaces bool) []FieldChange {
 	var fields []FieldChange
-	note := func(field string, a, b any) {
-		if l, o := fmt.Sprint(a), fmt.Sprint(b); l != o {
+	note := func(field, l, o string) {
+		if l != o {
 			fields = append(fields, FieldChange{field, l, o})
 		}
 	}
-	note("tenant", *live.tenant, *other.tenant)
-	note("phase", events.Phase(*live.phase), events.Phase(*other.phase))
-	note("outcome", events.Outcome(*live.outcome), events.Outcome(*other.outcome))
-	note("revision", *live.revision, *other.revision)
-	note("created_at", live.created.UTC().Format(time.RFC3339Nano), other.created.UTC().Format(time.RFC3339Nano))
-	note("updated_at", live.updated.UTC().Format(time.RFC3339Nano), other.updated.UTC().Format(time.RFC3339Nano))
+	for i, name := range textColumns {
+		note(name, textOf(live.columns[i]), textOf(other.columns[i]))
+	}
 	var l, o events.Job
 	if err := errors.Join(proto.Unmarshal(live.state, &l), proto.Unmarshal(other.state, &o)); err != nil {
-		note("state", "cannot be decoded", err)
+		note("state", "one of them cannot be decoded", err.Error())
 	} else {
 		fields = append(fields, messageFields("state", l.ProtoReflect(), o.ProtoReflect())...)
 	}
@@ -220,6 +221,13 @@ func fieldsOf(live, other compared, withoutPlaces bool) []FieldChange {
 		note("events", placesOf(live.places), placesOf(other.places))
 	}
 	return fields
+}
+
+func textOf(column *string) string {
+	if column == nil {
+		return "-"
+	}
+	return *column
 }
 
 func placesOf(raw []byte) string {

@@ -130,7 +130,19 @@ func (s *session) look(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.QueryTimeout)
 	defer cancel()
-	return s.sameTable(ctx, s.pool)
+	table, there, err := positionsIn(ctx, s.pool, s.logID)
+	switch {
+	case err != nil:
+		return err
+	case table != s.table:
+		return errSwapped
+	}
+	for partition, next := range s.next {
+		if there[partition] != next {
+			return errMoved // or a migration has emptied it
+		}
+	}
+	return nil
 }
 
 func (s *session) sameTable(ctx context.Context, in rowQuerier) error {

@@ -210,7 +210,7 @@ func TestRebuildIsTheLiveReadModel(t *testing.T) {
 	require.NoError(t, err)
 	added := events.JobID("test", "by hand")
 	w.exec("UPDATE jobs SET state = $2, events = $3 WHERE job_id = $1", ids[0], raw, []byte{7})
-	w.exec("UPDATE jobs SET revision = 77 WHERE job_id = $1", ids[3])
+	w.exec("UPDATE jobs SET revision = 77, pending = '{gif}' WHERE job_id = $1", ids[3])
 	w.exec("DELETE FROM jobs WHERE job_id = $1", ids[1])
 	w.exec("INSERT INTO jobs SELECT $2, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at FROM jobs WHERE job_id = $1", ids[2], added)
 	stop()
@@ -233,7 +233,9 @@ func TestRebuildIsTheLiveReadModel(t *testing.T) {
 	}
 	require.Equal(t, []string{"events", "state.cancel_reason", "state.operations[1].failure_code"}, slices.Sorted(maps.Keys(fields)))
 	require.Equal(t, "by hand", fields["state.cancel_reason"].Live)
-	require.Equal(t, []projections.FieldChange{{Field: "revision", Live: "77", Other: fmt.Sprint(w.folded[ids[3]].GetRevision())}}, found[ids[3]].Fields)
+	require.Len(t, found[ids[3]].Fields, 2)
+	require.Equal(t, projections.FieldChange{Field: "revision", Live: "77", Other: fmt.Sprint(w.folded[ids[3]].GetRevision())}, found[ids[3]].Fields[0])
+	require.Equal(t, "{gif}", found[ids[3]].Fields[1].Live)
 
 	// Promoted, all of it is as the log says; also for the projector, which had its own
 	// memory of the changed row.
@@ -439,6 +441,16 @@ func TestReadModelIsDropped(t *testing.T) {
 	require.False(t, swapped.Replaced)
 	w.caughtUp()
 	w.randomly(20, 0, 30, rand.New(rand.NewPCG(11, 1)))
+	w.caughtUp()
+
+	// Emptied, as a migration may, in a moment in which nothing comes.
+	w.exec("TRUNCATE jobs, positions")
+	w.exec("SELECT pg_notify('pixtools_projection', 'anew')")
+	require.Eventually(t, func() bool {
+		var n int
+		require.NoError(t, w.pool.QueryRow(w.ctx(), "SELECT count(*) FROM jobs").Scan(&n))
+		return n == len(w.folded)
+	}, patience, 20*time.Millisecond)
 	w.caughtUp()
 
 	// Made anew by a process that starts, it begins at nothing, and so do its readers.
