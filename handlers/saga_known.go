@@ -26,6 +26,17 @@ type known struct {
 	// ids are those of the ends and failures before it, and of the dead letters that a saga
 	// told.
 	ids map[uuid.UUID]struct{}
+	// refused are the offsets of this partition's records that are dead letters of a saga.
+	// Those of an imported log have ids that tell of another place.
+	refused map[int64]struct{}
+}
+
+func (k *known) hasRefused(offset int64) bool {
+	if k == nil {
+		return false
+	}
+	_, found := k.refused[offset]
+	return found
 }
 
 func (k *known) has(id string) bool {
@@ -48,20 +59,31 @@ func (k *known) add(id string) {
 func (s *Saga) look(ctx context.Context, partition int32, first int64) (*known, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.RestoreTimeout)
 	defer cancel()
-	k := &known{ids: map[uuid.UUID]struct{}{}}
+	k := &known{ids: map[uuid.UUID]struct{}{}, refused: map[int64]struct{}{}}
 	var err error
+	given := false // whether there may be dead letters
 	k.until, err = s.readToEnd(ctx, events.Topic, partition, first, func(r *kgo.Record) {
-		if kind := events.TypeOf(r); kind != finalizedType && kind != failedType {
-			return
-		}
-		if e, err := events.Decode(r); err == nil {
+		e, err := events.Decode(r)
+		switch kind := events.TypeOf(r); {
+		case err != nil:
+			given = true
+		case kind == failedType:
+			given = true
+			k.add(e.ID)
+		case kind == finalizedType:
 			k.add(e.ID)
 		}
 	})
-	if err == nil && len(k.ids) > 0 {
+	if err == nil && given {
 		_, err = s.readToEnd(ctx, events.DeadLetterTopic, 0, 0, func(r *kgo.Record) {
-			if e, err := events.DecodeLetter(r); err == nil && e.Source == source {
-				k.add(e.ID)
+			e, err := events.DecodeLetter(r)
+			m, ok := e.Message.(*events.DeadLettered)
+			if err != nil || !ok || m.GetGroup() != events.SagaGroup {
+				return
+			}
+			k.add(e.ID)
+			if o := m.GetOrigin(); o.GetTopic() == events.Topic && o.GetPartition() == partition {
+				k.refused[o.GetOffset()] = struct{}{}
 			}
 		})
 	}

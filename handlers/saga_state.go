@@ -115,6 +115,9 @@ func (c *changeSet) take(e events.Event) (ends []events.Event, err error) {
 
 // refuse makes a dead letter of a record, and fails what its job still waits for.
 func (c *changeSet) refuse(r *kgo.Record, code, message, stack string) error {
+	if c.memory.known.hasRefused(r.Offset) {
+		return nil // what became of it stands further on
+	}
 	job := c.state(string(r.Key))
 	letter := &events.DeadLettered{Group: events.SagaGroup, Origin: &events.Origin{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset},
 		Type: events.TypeOf(r), JobId: string(r.Key), Revision: job.GetRevision(), Attempts: 1,
