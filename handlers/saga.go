@@ -99,7 +99,9 @@ type Saga struct {
 	partitions map[int32]*memory
 	// owned are the partitions assigned to us, in memory or not.
 	owned map[int32]bool
-	// losses counts calls of forget: what was read before one may be out of date after it.
+	// read is how far they are read, those of which something came.
+	read map[int32]int64
+	// losses counts calls of forget and own: what was read before one may be out of date after it.
 	losses int
 }
 
@@ -125,7 +127,7 @@ func newMemory() *memory {
 // has as many partitions as the log, or fewer.
 func NewSaga(cfg SagaConfig, transactionalID string, logPartitions, changelogPartitions int32, log *slog.Logger, opts ...kgo.Opt) *Saga {
 	return &Saga{cfg: cfg, opts: opts, id: transactionalID, logPartitions: logPartitions, changelogPartitions: changelogPartitions,
-		log: log, partitions: map[int32]*memory{}, owned: map[int32]bool{}}
+		log: log, partitions: map[int32]*memory{}, owned: map[int32]bool{}, read: map[int32]int64{}}
 }
 
 // partitioner puts events where every Kafka client puts them, and the changelog's
@@ -179,7 +181,6 @@ func (s *Saga) session(ctx context.Context) error {
 	defer session.Close()
 	defer s.forget(ctx, nil, nil)
 	p := newPending()
-	read := map[int32]int64{}
 	nextTick := time.Now().Add(s.cfg.TickInterval)
 	for {
 		limit := time.Until(nextTick)
@@ -195,12 +196,12 @@ func (s *Saga) session(ctx context.Context) error {
 				s.log.Warn("saga cannot fetch", "topic", topic, "partition", partition, "error", err)
 			}
 		})
-		fetches.EachRecord(func(r *kgo.Record) { read[r.Partition] = r.Offset + 1 })
+		s.note(fetches)
 		if err := s.decide(ctx, fetches, p); err != nil {
 			return err
 		}
 		if now := time.Now(); !now.Before(nextTick) {
-			read := func(partition int32) (bool, error) { return atEnd(ctx, session.Client(), partition, read) }
+			read := func(partition int32) (bool, error) { return s.atEnd(ctx, session.Client(), partition) }
 			if err := s.tick(ctx, now, p, read); err != nil {
 				return err
 			}
@@ -249,12 +250,29 @@ func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, limi
 	return session.PollRecords(ctx, s.cfg.BatchRecords)
 }
 
+// own takes partitions over. What we remember of them is not what their last owner made of
+// them: records that were polled before a loss are decided after it, and that reads the
+// state once more.
 func (s *Saga) own(_ context.Context, _ *kgo.Client, added map[string][]int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.losses++
 	for _, p := range added[events.Topic] {
 		s.owned[p] = true
+		delete(s.partitions, p)
+		delete(s.read, p)
 	}
+}
+
+// note keeps how far our partitions are read.
+func (s *Saga) note(fetches kgo.Fetches) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fetches.EachRecord(func(r *kgo.Record) {
+		if s.owned[r.Partition] {
+			s.read[r.Partition] = r.Offset + 1
+		}
+	})
 }
 
 // forget drops partitions that another saga may own now; nil means all.
@@ -265,10 +283,12 @@ func (s *Saga) forget(_ context.Context, _ *kgo.Client, lost map[string][]int32)
 	if lost == nil {
 		clear(s.partitions)
 		clear(s.owned)
+		clear(s.read)
 	}
 	for _, p := range lost[events.Topic] {
 		delete(s.partitions, p)
 		delete(s.owned, p)
+		delete(s.read, p)
 	}
 }
 
@@ -360,8 +380,10 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, read func(pa
 }
 
 // atEnd says whether all of a partition is read that is committed.
-func atEnd(ctx context.Context, client *kgo.Client, partition int32, read map[int32]int64) (bool, error) {
-	next, ok := read[partition]
+func (s *Saga) atEnd(ctx context.Context, client *kgo.Client, partition int32) (bool, error) {
+	s.mu.Lock()
+	next, ok := s.read[partition]
+	s.mu.Unlock()
 	if !ok {
 		next = client.CommittedOffsets()[events.Topic][partition].Offset
 	}
@@ -520,10 +542,10 @@ func (s *Saga) memoryOf(ctx context.Context, partition int32, next int64) (*memo
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Should the partition have been taken from us while we read, another saga may have
-	// gone on with it. This batch is thrown away then, and so is what we read: the
+	// Should the partition have been taken from us while we read, or before that and after
+	// its records were polled, another saga may have gone on with it. This batch is thrown away then, and so is what we read: the
 	// partition may come back.
-	if losses == s.losses {
+	if losses == s.losses && s.owned[partition] {
 		s.partitions[partition] = m
 	}
 	return m, nil

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -54,4 +55,19 @@ func TestEndsAndIsForgottenInOneBatch(t *testing.T) {
 	})
 	require.NotContains(t, m.jobs, "job", "it is forgotten")
 	require.NotContains(t, m.open, "job")
+}
+
+// A partition that comes back is read anew: others may have had it meanwhile, and what we
+// read of it after its loss, for records that were polled before, is not what they made of it.
+func TestOwningForgets(t *testing.T) {
+	s := NewSaga(SagaConfig{}, "id", 2, 1, nil)
+	parts := map[string][]int32{events.Topic: {1}}
+	s.own(t.Context(), nil, parts)
+	s.note(kgo.Fetches{{Topics: []kgo.FetchTopic{{Topic: events.Topic, Partitions: []kgo.FetchPartition{{Partition: 1, Records: []*kgo.Record{{Partition: 1, Offset: 5}}}}}}}})
+	require.Equal(t, int64(6), s.read[1])
+	s.forget(t.Context(), nil, parts)
+	require.Empty(t, s.read)
+	s.partitions[1] = newMemory()
+	s.own(t.Context(), nil, parts)
+	require.False(t, s.remembers(1))
 }

@@ -100,8 +100,9 @@ type Worker struct {
 	working map[string]context.CancelCauseFunc
 	// away holds since when a job's source could not be read.
 	away *lru.Cache[string, time.Time]
-	// failed counts the attempts at a job that failed before our eyes.
-	failed *lru.Cache[string, int32]
+	// failed counts the attempts at a job that failed before our eyes, unheard those of
+	// which Kafka did not acknowledge that they began: they may not be in the log.
+	failed, unheard *lru.Cache[string, int32]
 }
 
 // NewWorker makes the worker of one operation.
@@ -123,8 +124,12 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 	if err != nil {
 		return nil, err
 	}
+	unheard, err := lru.New[string, int32](cfg.KnownJobs)
+	if err != nil {
+		return nil, err
+	}
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
+		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, unheard: unheard, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
 }
 
 // Notice sees every record of the log in order, before those that the worker is to
@@ -312,15 +317,19 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 		return err // its turn did not come
 	}
 	log := w.log.With("job", request.JobID, "request", request.CorrelationID, "attempt", a.started.Message.(*events.OperationStarted).GetAttempt())
-	if err := errors.Join(err, a.acknowledged()); err != nil {
+	worked, unheard := err, a.acknowledged()
+	if unheard != nil {
+		w.countUnheard(a.state)
+	}
+	if err := errors.Join(worked, unheard); err != nil {
 		var refused *engine.InputError
 		if errors.As(err, &refused) {
 			log.Info("operation failed", "code", refused.Code, "error", refused.Message)
 			return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_INPUT, refused.Code, refused.Message)
 		}
 		log.Warn("attempt ended without a result", "error", err)
-		if ctx.Err() == nil {
-			w.countFailure(state)
+		if ctx.Err() == nil && worked != nil {
+			w.countFailure(state) // and not where it was Kafka that did not answer
 		}
 		return err
 	}
@@ -345,7 +354,8 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 // the log tells by now, or where they are used up, which it then puts into the log.
 func (w *Worker) begin(ctx context.Context, request task) (*begun, error) {
 	state := w.fold(request.Event) // with what was noticed since
-	limit := w.cfg.MaxStarts
+	unheard, _ := w.unheard.Get(run(state))
+	limit := w.cfg.MaxStarts + unheard
 	if failures, _ := w.failed.Get(run(state)); failures >= w.cfg.MaxAttempts {
 		limit = 0 // no more
 	}
@@ -382,6 +392,12 @@ func (w *Worker) countFailure(state *events.Job) int32 {
 	failures, _ := w.failed.Get(run(state))
 	w.failed.Add(run(state), failures+1)
 	return failures + 1
+}
+
+// countUnheard is called by the job's one handler.
+func (w *Worker) countUnheard(state *events.Job) {
+	attempts, _ := w.unheard.Get(run(state))
+	w.unheard.Add(run(state), attempts+1)
 }
 
 // panicked answers a handler that did. It is tried again, since what it met may have
