@@ -312,14 +312,21 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 		return err // its turn did not come
 	}
 	log := w.log.With("job", request.JobID, "request", request.CorrelationID, "attempt", a.started.Message.(*events.OperationStarted).GetAttempt())
-	if err := errors.Join(err, a.acknowledged()); err != nil {
+	// What Kafka did not take is no attempt, and none of the picture's: however long Kafka is
+	// away, it uses up nothing. Should it be in the log all the same, Notice will fold it.
+	unheard := a.acknowledged()
+	if unheard == nil {
+		w.fold(a.started)
+	}
+	failed := err != nil
+	if err := errors.Join(err, unheard); err != nil {
 		var refused *engine.InputError
 		if errors.As(err, &refused) {
 			log.Info("operation failed", "code", refused.Code, "error", refused.Message)
 			return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_INPUT, refused.Code, refused.Message)
 		}
 		log.Warn("attempt ended without a result", "error", err)
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && failed {
 			w.countFailure(state)
 		}
 		return err
@@ -370,7 +377,6 @@ func (w *Worker) begin(ctx context.Context, request task) (*begun, error) {
 	}
 	a := &begun{request: request, started: decided[0], state: events.Fold(state, decided[0]), acknowledged: w.publisher.Begin(ctx, record),
 		report: func(int, int) {}}
-	w.fold(a.started)
 	if w.report != nil {
 		a.report = w.report(ctx, request.JobID, w.operation.Name, started.GetAttempt())
 	}
