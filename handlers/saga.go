@@ -249,10 +249,15 @@ func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, limi
 	return session.PollRecords(ctx, s.cfg.BatchRecords)
 }
 
+// own takes note of partitions, and forgets what it knows of them: they may have been away
+// without a word. Of losses that follow one another before a transaction's end, the session
+// passes on the first only.
 func (s *Saga) own(_ context.Context, _ *kgo.Client, added map[string][]int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.losses++
 	for _, p := range added[events.Topic] {
+		delete(s.partitions, p)
 		s.owned[p] = true
 	}
 }
