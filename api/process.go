@@ -121,8 +121,9 @@ func (s *Server) submit(ctx context.Context, u *upload, command commands.Submit)
 //   - Without Redis, or with one that came up empty a moment ago, two different requests
 //     under one key may both get into the log; so each waits for the one that counts and
 //     compares.
-//   - Without the read model, Redis alone tells, and so of the last IdempotencyTTL. An older
-//     key would be taken for a new one: its job stays what it is. Without both nobody can tell.
+//   - Without the read model, Redis alone tells, and so of the last IdempotencyTTL, if it has
+//     been there for as long; else nobody can tell. An older key would be taken for a new one:
+//     its job stays what it is.
 func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Submit) (submitted, error) {
 	known, err := s.Reader.Job(ctx, command.Tenant, command.JobID)
 	switch {
@@ -132,9 +133,10 @@ func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Su
 	case !errors.Is(err, projections.ErrNotFound) && !errors.Is(err, projections.ErrUnavailable):
 		return submitted{}, err
 	}
-	claim, sure := s.claim(ctx, command)
+	claim, age := s.claim(ctx, command)
+	sure := age >= s.cfg.IdempotencySettle
 	switch {
-	case !sure && claim != claimedAndWritten && errors.Is(err, projections.ErrUnavailable):
+	case errors.Is(err, projections.ErrUnavailable) && claim != claimedAndWritten && age < s.cfg.IdempotencyTTL:
 		if claim == claimedNow {
 			s.release(ctx, command)
 		}
@@ -232,10 +234,11 @@ const (
 
 func claimKey(command commands.Submit) string { return "pixtools:idempotency:" + command.JobID }
 
-// claim leaves our fingerprint under the key, or tells whose is there. It is sure where
-// Redis has remembered keys for long enough: what was written before it came up is known
-// to the read model by then, and no request of that time is under way any more.
-func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int, sure bool) {
+// claim leaves our fingerprint under the key, or tells whose is there, and for how long
+// Redis has remembered keys. After IdempotencySettle it is to be relied on beside the read
+// model: what was written before it came up is known to that by then, and no request of that
+// time is under way any more.
+func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int, age time.Duration) {
 	mine := hex.EncodeToString(command.Fingerprint)
 	var born, there *redis.StringCmd
 	var first *redis.BoolCmd
@@ -248,18 +251,18 @@ func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int,
 	})
 	since, errSince := born.Int64()
 	if err != nil || errSince != nil {
-		return claimUnknown, false
+		return claimUnknown, 0
 	}
-	sure = time.Since(time.UnixMilli(since)) >= s.cfg.IdempotencySettle
+	age = time.Since(time.UnixMilli(since))
 	switch {
 	case first.Val():
-		return claimedNow, sure
+		return claimedNow, age
 	case there.Val() == mine:
-		return claimedBySame, sure
+		return claimedBySame, age
 	case there.Val() == mine+writtenMark:
-		return claimedAndWritten, sure
+		return claimedAndWritten, age
 	}
-	return claimedByOther, sure
+	return claimedByOther, age
 }
 
 // confirm marks the key's job as written. Redis only saves work, so a failure is

@@ -250,9 +250,10 @@ func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, limi
 	return session.PollRecords(ctx, s.cfg.BatchRecords)
 }
 
-// own takes partitions over. What we remember of them is not what their last owner made of
-// them: records that were polled before a loss are decided after it, and that reads the
-// state once more.
+// own takes partitions over, and forgets what it knows of them. They may have been away
+// without a word: of losses that follow one another before a transaction's end, the session
+// passes on the first only. And records that were polled before a loss are decided after it,
+// which reads the state once more.
 func (s *Saga) own(_ context.Context, _ *kgo.Client, added map[string][]int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

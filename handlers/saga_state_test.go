@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 
@@ -70,4 +71,18 @@ func TestOwningForgets(t *testing.T) {
 	s.partitions[1] = newMemory()
 	s.own(t.Context(), nil, parts)
 	require.False(t, s.remembers(1))
+}
+
+// A partition that is assigned anew is read anew, whether or not its loss was told: kgo's
+// session passes on one loss between two ends of transactions, and no second one.
+func TestAssignedAnewIsReadAnew(t *testing.T) {
+	s := NewSaga(SagaConfig{}, "id", 6, 6, slog.New(slog.DiscardHandler))
+	assigned := map[string][]int32{events.Topic: {5}}
+	s.own(t.Context(), nil, assigned)
+	s.partitions[5], s.partitions[4] = newMemory(), newMemory()
+	before := s.losses
+	s.own(t.Context(), nil, assigned)
+	require.False(t, s.remembers(5))
+	require.True(t, s.remembers(4), "it was ours all the time")
+	require.NotEqual(t, before, s.losses, "what is being restored just now is out of date, too")
 }

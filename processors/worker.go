@@ -100,9 +100,8 @@ type Worker struct {
 	working map[string]context.CancelCauseFunc
 	// away holds since when a job's source could not be read.
 	away *lru.Cache[string, time.Time]
-	// failed counts the attempts at a job that failed before our eyes, unheard those of
-	// which Kafka did not acknowledge that they began: they may not be in the log.
-	failed, unheard *lru.Cache[string, int32]
+	// failed counts the attempts at a job that failed before our eyes.
+	failed *lru.Cache[string, int32]
 }
 
 // NewWorker makes the worker of one operation.
@@ -124,12 +123,8 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 	if err != nil {
 		return nil, err
 	}
-	unheard, err := lru.New[string, int32](cfg.KnownJobs)
-	if err != nil {
-		return nil, err
-	}
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, unheard: unheard, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
+		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
 }
 
 // Notice sees every record of the log in order, before those that the worker is to
@@ -317,19 +312,22 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 		return err // its turn did not come
 	}
 	log := w.log.With("job", request.JobID, "request", request.CorrelationID, "attempt", a.started.Message.(*events.OperationStarted).GetAttempt())
-	worked, unheard := err, a.acknowledged()
-	if unheard != nil {
-		w.countUnheard(a.state)
+	// What Kafka did not take is no attempt, and none of the picture's: however long Kafka is
+	// away, it uses up nothing. Should it be in the log all the same, Notice will fold it.
+	unheard := a.acknowledged()
+	if unheard == nil {
+		w.fold(a.started)
 	}
-	if err := errors.Join(worked, unheard); err != nil {
+	failed := err != nil
+	if err := errors.Join(err, unheard); err != nil {
 		var refused *engine.InputError
 		if errors.As(err, &refused) {
 			log.Info("operation failed", "code", refused.Code, "error", refused.Message)
 			return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_INPUT, refused.Code, refused.Message)
 		}
 		log.Warn("attempt ended without a result", "error", err)
-		if ctx.Err() == nil && worked != nil {
-			w.countFailure(state) // and not where it was Kafka that did not answer
+		if ctx.Err() == nil && failed {
+			w.countFailure(state)
 		}
 		return err
 	}
@@ -354,8 +352,7 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 // the log tells by now, or where they are used up, which it then puts into the log.
 func (w *Worker) begin(ctx context.Context, request task) (*begun, error) {
 	state := w.fold(request.Event) // with what was noticed since
-	unheard, _ := w.unheard.Get(run(state))
-	limit := w.cfg.MaxStarts + unheard
+	limit := w.cfg.MaxStarts
 	if failures, _ := w.failed.Get(run(state)); failures >= w.cfg.MaxAttempts {
 		limit = 0 // no more
 	}
@@ -380,7 +377,6 @@ func (w *Worker) begin(ctx context.Context, request task) (*begun, error) {
 	}
 	a := &begun{request: request, started: decided[0], state: events.Fold(state, decided[0]), acknowledged: w.publisher.Begin(ctx, record),
 		report: func(int, int) {}}
-	w.fold(a.started)
 	if w.report != nil {
 		a.report = w.report(ctx, request.JobID, w.operation.Name, started.GetAttempt())
 	}
@@ -392,12 +388,6 @@ func (w *Worker) countFailure(state *events.Job) int32 {
 	failures, _ := w.failed.Get(run(state))
 	w.failed.Add(run(state), failures+1)
 	return failures + 1
-}
-
-// countUnheard is called by the job's one handler.
-func (w *Worker) countUnheard(state *events.Job) {
-	attempts, _ := w.unheard.Get(run(state))
-	w.unheard.Add(run(state), attempts+1)
 }
 
 // panicked answers a handler that did. It is tried again, since what it met may have

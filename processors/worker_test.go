@@ -42,17 +42,18 @@ func fromEnvironment[T any](t *testing.T, variables map[string]string) (c T) {
 
 // world is a log and a store of a test's own.
 type world struct {
-	t     *testing.T
-	kafka kafka.Config
-	store *blob.Store
-	log   *kgo.Client
+	t       *testing.T
+	cluster *testenv.KafkaCluster
+	kafka   kafka.Config
+	store   *blob.Store
+	log     *kgo.Client
 }
 
 func newWorld(t *testing.T) *world {
 	cluster, err := testenv.StartKafka("", 1)
 	require.NoError(t, err)
 	t.Cleanup(cluster.Stop)
-	w := &world{t: t, kafka: kafka.DefaultConfig(cluster.Brokers()...)}
+	w := &world{t: t, cluster: cluster, kafka: kafka.DefaultConfig(cluster.Brokers()...)}
 	s := testenv.S3(t)
 	w.store, err = blob.New(t.Context(), fromEnvironment[blob.Config](t, map[string]string{"AWS_ACCESS_KEY_ID": s.AccessKey, "AWS_SECRET_ACCESS_KEY": s.SecretKey,
 		"AWS_REGION": s.Region, "AWS_ENDPOINT_URL": s.Endpoint, "AWS_S3_BUCKET": "test-" + strings.ToLower(rand.Text())}))
@@ -215,4 +216,27 @@ func TestRetryOfAnUnknownJob(t *testing.T) {
 	ended, _ := w.outcomes(2)
 	require.IsType(t, &events.OperationCompleted{}, ended[id].Message)
 	require.EqualValues(t, 2, ended[other].Message.(*events.OperationCompleted).GetRevision())
+}
+
+// However long Kafka is away, that uses up no attempts: what it did not hear is none.
+func TestKafkaThatIsAwayCostsNoAttempts(t *testing.T) {
+	w := newWorld(t)
+	w.kafka.DeliveryTimeout = 100 * time.Millisecond
+	limits := fromEnvironment[WorkerConfig](t, nil)
+	var tries atomic.Int32
+	op := Operation{Name: "webp", Request: func(source, target string, params map[string]any) engine.Request {
+		switch tries.Add(1) {
+		case 1:
+			_ = w.cluster.Freeze(0)
+		case limits.MaxStarts + 3:
+			_ = w.cluster.Thaw(0)
+		}
+		return webp.Request(source, target, params)
+	}}
+	id := w.request("patient", nil)
+	w.work(op)
+	ended, letters := w.outcomes(1)
+	require.IsType(t, &events.OperationCompleted{}, ended[id].Message)
+	require.Empty(t, letters)
+	require.Greater(t, tries.Load(), limits.MaxStarts)
 }

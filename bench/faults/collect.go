@@ -277,6 +277,20 @@ func lifeOf(h *history.History, id string) string {
 	return b.String()
 }
 
+// logOf is the whole log, as text.
+func logOf(h *history.History) string {
+	var b strings.Builder
+	for _, r := range h.Log {
+		e := r.Event
+		if e.Message == nil {
+			fmt.Fprintf(&b, "%d/%-6d no event: %s\n", r.Partition, r.Offset, r.Fault)
+			continue
+		}
+		fmt.Fprintf(&b, "%d/%-6d %s %s %s: %s\n", r.Partition, r.Offset, e.Time.Format("15:04:05.000"), e.JobID, strings.TrimPrefix(e.Type(), "pixtools.events.v1."), clip(fmt.Sprint(e.Message)))
+	}
+	return b.String()
+}
+
 func clip(s string) string {
 	const longest = 400
 	if len(s) > longest {

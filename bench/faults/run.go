@@ -328,8 +328,10 @@ func (r *run) report(done result) {
 	for _, v := range done.violations {
 		fmt.Fprintf(&b, "%s: job %s: %s\n%s", v.Property, v.JobID, v.Message, lifeOf(h, v.JobID))
 	}
-	if err := os.WriteFile(filepath.Join(r.dir, "violations.txt"), []byte(b.String()), 0o644); err != nil {
-		r.say("%v", err)
+	for name, content := range map[string]string{"violations.txt": b.String(), "log.txt": logOf(h)} {
+		if err := os.WriteFile(filepath.Join(r.dir, name), []byte(content), 0o644); err != nil {
+			r.say("%v", err)
+		}
 	}
 }
 

@@ -65,7 +65,7 @@ func ownServers(t *testing.T) (*awayWorld, map[string]string) {
 	t.Cleanup(w.s3.Stop)
 	return w, map[string]string{
 		"KAFKA_BROKERS": strings.Join(w.kafka.Brokers(), ","), "KAFKA_PARTITIONS": "6",
-		"IDEMPOTENCY_SETTLE": "100ms", "REDIS_URL": "redis://" + w.redis.Addr, "DATABASE_URL": w.postgres.URL,
+		"IDEMPOTENCY_SETTLE": "100ms", "IDEMPOTENCY_TTL": "1s", "REDIS_URL": "redis://" + w.redis.Addr, "DATABASE_URL": w.postgres.URL,
 		"AWS_ENDPOINT_URL": w.s3.Endpoint, "AWS_ACCESS_KEY_ID": w.s3.AccessKey, "AWS_SECRET_ACCESS_KEY": w.s3.SecretKey,
 		"AWS_S3_BUCKET": "pixtools",
 	}
