@@ -33,7 +33,7 @@ type settings struct {
 	env     []string // on top of that of every role
 	// shape changes what the clients ask for, before they begin.
 	shape func(*load)
-	out     io.Writer
+	out   io.Writer
 	// keep says that the roles' logs are kept also where nothing is violated, discard that
 	// they are removed also where something is.
 	keep, discard bool
