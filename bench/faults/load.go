@@ -27,8 +27,9 @@ type load struct {
 	log   *follower
 	// most operations of a job, and most jobs open at once: beyond it clients wait.
 	operations, backlog int
-	// denoise and broken are shares of the submissions.
-	denoise, broken float64
+	// denoise and broken are shares of the submissions, reuse is that of the repeated keys
+	// under which something else is sent.
+	denoise, broken, reuse float64
 
 	mu    sync.Mutex
 	calls []history.Call
@@ -39,7 +40,7 @@ type load struct {
 }
 
 func newLoad(seed uint64, start time.Time, f *fleet, log *follower) *load {
-	return &load{seed: seed, start: start, fleet: f, log: log, operations: 2, backlog: 40, denoise: .04, broken: .03, accepted: map[string]bool{},
+	return &load{seed: seed, start: start, fleet: f, log: log, operations: 2, backlog: 40, denoise: .04, broken: .03, reuse: .2, accepted: map[string]bool{},
 		http: &http.Client{Timeout: requestTimeout, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 }
 
@@ -171,7 +172,7 @@ func (c *client) again(ctx context.Context) {
 		return
 	}
 	s := c.last[c.random.IntN(len(c.last))]
-	if c.chance(.2) {
+	if c.chance(c.load.reuse) {
 		c.submit(ctx, c.compose(s.asked.Key)) // to be refused
 		return
 	}

@@ -15,7 +15,7 @@ import (
 type execution struct {
 	member     string
 	begun, end time.Time
-	// again says that the operation was begun before.
+	// again says that the operation was begun before in its revision.
 	again bool
 	// before is the attempt that this one repeats.
 	before *execution
@@ -23,7 +23,10 @@ type execution struct {
 
 // executions are all attempts in the log.
 func executions(done result) []*execution {
-	type place struct{ job, operation string }
+	type place struct {
+		job, operation string
+		revision       int32
+	}
 	last := map[place]*execution{}
 	var all []*execution
 	finish := func(p place, at time.Time) {
@@ -35,15 +38,15 @@ func executions(done result) []*execution {
 		job := record.Event.JobID
 		switch m := record.Event.Message.(type) {
 		case *events.OperationStarted:
-			p := place{job, m.GetOperation()}
+			p := place{job, m.GetOperation(), m.GetRevision()}
 			finish(p, record.Event.Time)
 			member, _, _ := strings.Cut(m.GetWorker(), "/")
 			e := &execution{member: member, begun: record.Event.Time, again: last[p] != nil, before: last[p]}
 			all, last[p] = append(all, e), e
 		case *events.OperationCompleted:
-			finish(place{job, m.GetOperation()}, record.Event.Time)
+			finish(place{job, m.GetOperation(), m.GetRevision()}, record.Event.Time)
 		case *events.OperationFailed:
-			finish(place{job, m.GetOperation()}, record.Event.Time)
+			finish(place{job, m.GetOperation(), m.GetRevision()}, record.Event.Time)
 		}
 	}
 	return all

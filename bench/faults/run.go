@@ -31,7 +31,9 @@ type settings struct {
 	brokers int
 	roles   map[string]int
 	env     []string // on top of that of every role
-	out     io.Writer
+	// shape changes what the clients ask for, before they begin.
+	shape func(*load)
+	out   io.Writer
 	// keep says that the roles' logs are kept also where nothing is violated, discard that
 	// they are removed also where something is.
 	keep, discard bool
@@ -124,6 +126,9 @@ func (r *run) execute(ctx context.Context, inject func(context.Context, *run) er
 	}
 	r.start = time.Now()
 	r.load = newLoad(r.seed, r.start, r.fleet, r.log)
+	if r.shape != nil {
+		r.shape(r.load)
+	}
 	if err := r.injure(ctx, inject); err != nil {
 		return result{}, err
 	}
