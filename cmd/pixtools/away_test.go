@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -141,6 +142,29 @@ func awayPicture(t *testing.T) []part {
 	return []part{file("a.png", "image/png", pngOf(t, picture(8, 8))), field("operations", `["webp"]`)}
 }
 
+// redisRemembers waits until Redis has been up for as long as it remembers keys: only then is
+// it relied on without the database.
+func (w *awayWorld) redisRemembers(t *testing.T, address, ttl string) {
+	t.Helper()
+	options, err := redis.ParseURL(address)
+	require.NoError(t, err)
+	client := redis.NewClient(options)
+	defer client.Close()
+	remembers, err := time.ParseDuration(ttl)
+	require.NoError(t, err)
+	eventually(t, "a Redis that remembers", func() error {
+		response, _, err := w.post(nil, append(awayPicture(t), field("idempotency_key", uuid.NewString()))...)
+		if err != nil || response.StatusCode != http.StatusAccepted {
+			return fmt.Errorf("%v, %w", response, err)
+		}
+		since, err := client.Get(t.Context(), "pixtools:idempotency-since").Int64()
+		if err == nil && time.Since(time.UnixMilli(since)) < remembers {
+			err = errors.New("it came up just now")
+		}
+		return err
+	})
+}
+
 // askAll sends every request there is, once.
 func (w *awayWorld) askAll(t *testing.T, jobs awayJobs) map[string]answer {
 	t.Helper()
@@ -239,6 +263,7 @@ func TestPartsAway(t *testing.T) {
 		for way, outage := range map[string]outage{"stopped": part.stopped, "unanswered": part.unanswered} {
 			t.Run(part.name+"/"+way, func(t *testing.T) {
 				jobs := w.prepareJobs(t)
+				w.redisRemembers(t, variables["REDIS_URL"], variables["IDEMPOTENCY_TTL"])
 				require.NoError(t, outage.begin())
 				told := w.askAll(t, jobs)
 				requireAnswers(t, part.want, told)
