@@ -257,6 +257,9 @@ func (r *run) collect(ctx context.Context) (*history.History, error) {
 
 // lifeOf is a job's events, and what clients were told of it, as text.
 func lifeOf(h *history.History, id string) string {
+	if id == "" {
+		return "" // of no one job
+	}
 	var b strings.Builder
 	for _, r := range h.Log {
 		if r.Event.JobID == id && r.Event.Message != nil {

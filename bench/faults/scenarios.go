@@ -164,11 +164,7 @@ func (p *parts) outages() []outage {
 const recoveryTimeout = 3 * time.Minute
 
 func playParts(ctx context.Context, o options) (result, error) {
-	s := o.settings()
-	// Without the read model, Redis alone tells what a key was used for, and here it has
-	// lost its memory before: a bound of invariant 4.
-	s.shape = func(l *load) { l.reuse = 0 }
-	return execute(ctx, s, func(ctx context.Context, r *run) error {
+	return execute(ctx, o.settings(), func(ctx context.Context, r *run) error {
 		probe := &client{load: r.load, id: o.clients, random: rand.New(rand.NewPCG(o.seed, 1<<32))}
 		for _, away := range shuffled(r.random, r.parts.outages()) {
 			if err := pause(ctx, r.random, killPause, 2*killPause); err != nil {

@@ -323,7 +323,9 @@ func (j *judge) keys() {
 		case 202:
 			u.ids[c.JobID] = true
 		case 422:
-			u.refused++
+			if !c.Asked.Broken { // half a small picture may lack its header, and is refused at once
+				u.refused++
+			}
 		}
 	}
 	known := map[string]bool{}

@@ -288,6 +288,7 @@ func TestEachPropertyFails(t *testing.T) {
 		}, Keys, "has 2 jobs", false},
 		{"two answers for a key", func(h *History) { h.Calls[9].JobID = jobA }, Keys, "answered with 2 jobs", false},
 		{"equal requests, one refused", func(h *History) { h.Calls[10].Asked = asked(jobC, "key", "webp") }, Keys, "all its requests are equal", true},
+		{"a sound picture is refused", func(h *History) { h.Calls[7].Asked, h.Calls[7].Status = asked("unkept", "", "webp"), 422 }, Keys, "all its requests are equal", true},
 		{"accepted for what is not the key's", func(h *History) { h.Calls[10].Status, h.Calls[10].JobID = 202, jobC }, Accepted, "asked for", true},
 		{"a job that nobody asked for", func(h *History) { h.Calls = h.Calls[:7] }, Keys, "nobody asked for", true},
 
