@@ -33,23 +33,35 @@ func (s *Server) cancel(c fuego.ContextNoBody) (Cancelled, error) {
 		return Cancelled{}, err
 	}
 	decided, err := commands.Cancel{TraceParent: traceOf(c.Request()), Reason: "cancelled by the client", At: time.Now()}.Decide(state)
-	var ended *commands.Conflict
-	if errors.As(err, &ended) {
-		return Cancelled{}, problem(http.StatusConflict, ended.Message)
-	}
 	if err != nil {
-		return Cancelled{}, err
+		return Cancelled{}, stateConflict(err)
 	}
-	token, err := s.append(c.Context(), decided[0])
-	if err != nil {
+	if err := s.accept(c, decided[0]); err != nil {
 		return Cancelled{}, err
 	}
 	s.Log.Info("cancellation requested", "job", id, "request", c.Request().Header.Get(requestIDHeader))
-	w := c.Response()
-	w.Header().Set(PositionHeader, token)
-	w.Header().Set("Content-Type", "application/json")
-	c.SetStatus(http.StatusAccepted)
 	return Cancelled{JobID: id}, nil
+}
+
+// accept writes an event and makes the answer one that says so: 202, with its position.
+func (s *Server) accept(c fuego.ContextNoBody, e events.Event) error {
+	token, err := s.append(c.Context(), e)
+	if err != nil {
+		return err
+	}
+	accepted(c, token)
+	return nil
+}
+
+// accepted makes the answer 202. The token is empty where nothing was written.
+func accepted(c fuego.ContextNoBody, token string) {
+	h := c.Response().Header()
+	if token != "" {
+		h.Set(PositionHeader, token)
+	}
+	// Before the status: the framework would send its headers without it.
+	h.Set("Content-Type", "application/json")
+	c.SetStatus(http.StatusAccepted)
 }
 
 // append writes an event, and returns its position.

@@ -136,7 +136,7 @@ func (s *Server) deadLetters(c fuego.ContextNoBody) (DeadLetterPage, error) {
 	if id := q("job_id"); id != "" && !events.IsJobID(id) {
 		return DeadLetterPage{}, invalid("job_id", "job_id is not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")
 	}
-	f := projections.LetterFilter{Operation: q("operation"), Type: q("type"), Code: q("code"), Group: q("group"), JobID: strings.ToLower(q("job_id")), After: q("after")}
+	f := projections.LetterFilter{Operation: q("operation"), Type: q("type"), Code: q("code"), Group: q("group"), JobID: q("job_id"), After: q("after")}
 	var err error
 	if f.Since, err = moment("since", q("since")); err != nil {
 		return DeadLetterPage{}, err

@@ -3,17 +3,14 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/go-fuego/fuego"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/pixtools/pixtools/events"
-	"github.com/pixtools/pixtools/projections"
 )
 
 // JobHistory is every event of a job, in the order in which they count.
@@ -54,9 +51,6 @@ func (s *Server) history(c fuego.ContextNoBody) (JobHistory, error) {
 			return JobHistory{}, err
 		}
 	}
-	if _, err := s.find(ctx, id); err != nil {
-		return JobHistory{}, err
-	}
 	placed, err := s.eventsOf(ctx, id)
 	if err != nil {
 		return JobHistory{}, err
@@ -87,18 +81,18 @@ type placed struct {
 	offset    int64
 }
 
-// eventsOf reads a job's events from the log, those places the read model knows.
+// eventsOf reads a job's events from the log, those whose places the read model knows; a
+// *Problem where there is no such job.
 func (s *Server) eventsOf(ctx context.Context, id string) ([]placed, error) {
-	offsets, err := s.Reader.History(ctx, defaultTenant, id)
-	switch {
-	case errors.Is(err, projections.ErrNotFound):
-		return nil, problem(http.StatusNotFound, fmt.Sprintf("Job %s not found", id))
-	case errors.Is(err, projections.ErrUnavailable):
-		return nil, unavailable("The database is unreachable.", err)
-	case err != nil:
+	state, err := s.find(ctx, id)
+	if err != nil {
 		return nil, err
 	}
-	partition := PartitionOf(id, s.Partitions)
+	offsets, err := s.Reader.History(ctx, defaultTenant, id)
+	if _, err := s.found(id, state, err); err != nil {
+		return nil, err
+	}
+	partition := s.partitionOf(id)
 	records, err := s.ReadLog(ctx, events.Topic, partition, offsets)
 	if err != nil {
 		return nil, unavailable("The job's events cannot be read from the log.", err)
@@ -117,7 +111,7 @@ func (s *Server) eventsOf(ctx context.Context, id string) ([]placed, error) {
 // explain shows an event; times has those of the events before it, by id.
 func (s *Server) explain(p placed, times map[string]time.Time) (HistoryEvent, error) {
 	e := HistoryEvent{Position: events.Position{Log: s.LogID, Partition: p.partition, Offset: p.offset}.Token(), Partition: p.partition, Offset: p.offset,
-		ID: p.ID, Type: strings.TrimPrefix(p.Type(), "pixtools.events.v1."), Time: p.Time, Source: p.Source, RequestID: p.CorrelationID}
+		ID: p.ID, Type: p.Name(), Time: p.Time, Source: p.Source, RequestID: p.CorrelationID}
 	if p.CausationID != "" {
 		e.CausedBy = &p.CausationID
 		if at, known := times[p.CausationID]; known {
@@ -148,7 +142,7 @@ func (s *Server) jobAt(c fuego.ContextNoBody, id, at string) (Job, error) {
 		return Job{}, invalid("at", "at must be a position from a job's events, or a time such as 2026-11-24T12:00:00Z")
 	case position.Log != s.LogID:
 		return Job{}, invalid("at", "at is a position in another log than this service's")
-	case position.Partition != PartitionOf(id, s.Partitions):
+	case position.Partition != s.partitionOf(id):
 		return Job{}, invalid("at", "at is a position in another partition than this job's")
 	default:
 		until = func(p placed) bool { return p.offset <= position.Offset }
@@ -159,9 +153,6 @@ func (s *Server) jobAt(c fuego.ContextNoBody, id, at string) (Job, error) {
 		if err := s.waitFor(ctx, at); err != nil {
 			return Job{}, err
 		}
-	}
-	if _, err := s.find(ctx, id); err != nil {
-		return Job{}, err
 	}
 	all, err := s.eventsOf(ctx, id)
 	if err != nil {

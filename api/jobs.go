@@ -13,11 +13,11 @@ import (
 	"github.com/go-fuego/fuego"
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
+	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/projections"
 )
@@ -80,14 +80,11 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	}
 	var ended <-chan struct{}
 	if patience > 0 {
-		select {
-		case s.waits <- struct{}{}:
-			defer func() { <-s.waits }()
-		default:
-			p := problem(http.StatusTooManyRequests, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
-			p.RetryAfter = retryAfter
-			return Job{}, p
+		leave, err := take(s.waits, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
+		if err != nil {
+			return Job{}, err
 		}
+		defer leave()
 		var stop func()
 		ended, stop = s.Reader.Watch(id) // before reading the job
 		defer stop()
@@ -197,7 +194,7 @@ func (s *Server) findLatest(ctx context.Context, id string) (*events.Job, error)
 // now, and then reads the job. So a job that the read model does not know is found as soon
 // as its submission was answered, with no token at all.
 func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) {
-	partition := PartitionOf(id, s.Partitions)
+	partition := s.partitionOf(id)
 	ends, err := s.ends(ctx)
 	if err != nil {
 		return nil, unavailable("Kafka does not tell how long the log is.", err)
@@ -237,10 +234,9 @@ func (s *Server) ends(ctx context.Context) (kadm.ListedOffsets, error) {
 	}
 }
 
-// PartitionOf is where Kafka's clients put a job's events: murmur2 of the key.
-func PartitionOf(jobID string, partitions int) int32 {
-	hash := kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic)
-	return int32(hash.Partition(&kgo.Record{Topic: events.Topic, Key: []byte(jobID)}, partitions))
+// partitionOf is where a job's events lie.
+func (s *Server) partitionOf(jobID string) int32 {
+	return kafka.PartitionOf([]byte(jobID), s.Partitions)
 }
 
 // render is the state with links signed anew.

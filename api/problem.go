@@ -44,6 +44,33 @@ func unavailable(what string, cause error) *Problem {
 	return p
 }
 
+// busy answers 429: too much is under way, and the same request may succeed after a pause.
+func busy(what string) *Problem {
+	p := problem(http.StatusTooManyRequests, what)
+	p.RetryAfter = retryAfter
+	return p
+}
+
+// take takes one of a bounded number of places, and what it returns gives it back; where
+// there is none left, it is busy with what.
+func take(places chan struct{}, what string) (leave func(), err error) {
+	select {
+	case places <- struct{}{}:
+		return func() { <-places }, nil
+	default:
+		return nil, busy(what)
+	}
+}
+
+// stateConflict answers 409 where a command contradicts what has become of its job.
+func stateConflict(err error) error {
+	var conflict *commands.Conflict
+	if errors.As(err, &conflict) {
+		return problem(http.StatusConflict, conflict.Message)
+	}
+	return err
+}
+
 // retryAfter is what we ask clients to wait after 503.
 const retryAfter = 2 * time.Second
 

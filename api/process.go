@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -32,14 +31,11 @@ type Accepted struct {
 // Kafka, then the client is told. What fails before leaves at most an orphan blob.
 func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	r, w := c.Request(), c.Response()
-	select {
-	case s.uploads <- struct{}{}:
-		defer func() { <-s.uploads }()
-	default:
-		p := problem(http.StatusTooManyRequests, fmt.Sprintf("%d uploads are in progress, the limit; try again shortly", s.cfg.MaxUploads))
-		p.RetryAfter = retryAfter
-		return Accepted{}, p
+	leave, err := take(s.uploads, fmt.Sprintf("%d uploads are in progress, the limit; try again shortly", s.cfg.MaxUploads))
+	if err != nil {
+		return Accepted{}, err
 	}
+	defer leave()
 	// Errors mean that the connection cannot have deadlines (a test's recorder).
 	_ = connectionOf(r).SetReadDeadline(time.Now().Add(s.cfg.UploadTimeout))
 	u, err := s.readUpload(w, r)
@@ -66,13 +62,8 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	if err != nil {
 		return Accepted{}, err
 	}
-	if position.token != "" {
-		w.Header().Set(PositionHeader, position.token)
-	}
 	w.Header().Set("Location", "/api/jobs/"+position.jobID)
-	// Before the status: the framework would send its headers without it.
-	w.Header().Set("Content-Type", "application/json")
-	c.SetStatus(http.StatusAccepted)
+	accepted(c, position.token)
 	return Accepted{JobID: position.jobID, Status: "PENDING"}, nil
 }
 

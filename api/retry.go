@@ -2,8 +2,6 @@ package api
 
 import (
 	"context"
-	"errors"
-	"net/http"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -44,22 +42,13 @@ func (s *Server) retry(c fuego.ContextNoBody) (Retried, error) {
 		return Retried{}, err
 	}
 	decided, err := commands.Retry{Operations: request.Operations, MaxRevisions: s.cfg.MaxRevisions, TraceParent: traceOf(c.Request()), At: time.Now()}.Decide(state)
-	var conflict *commands.Conflict
-	if errors.As(err, &conflict) {
-		return Retried{}, problem(http.StatusConflict, conflict.Message)
-	}
 	if err != nil {
-		return Retried{}, err
+		return Retried{}, stateConflict(err)
 	}
-	token, err := s.append(c.Context(), decided[0])
-	if err != nil {
+	if err := s.accept(c, decided[0]); err != nil {
 		return Retried{}, err
 	}
 	m := decided[0].Message.(*events.OperationRetryRequested)
 	s.Log.Info("retry requested", "job", id, "request", c.Request().Header.Get(requestIDHeader), "revision", m.GetRevision(), "operations", m.GetOperations())
-	w := c.Response()
-	w.Header().Set(PositionHeader, token)
-	w.Header().Set("Content-Type", "application/json")
-	c.SetStatus(http.StatusAccepted)
 	return Retried{JobID: id, Status: "PENDING", Revision: m.GetRevision(), Operations: m.GetOperations()}, nil
 }

@@ -37,14 +37,11 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case s.streams <- struct{}{}:
-		defer func() { <-s.streams }()
-	default:
-		p := problem(http.StatusTooManyRequests, fmt.Sprintf("%d streams are open, the limit (MAX_STREAMS); ask with wait= instead, or try again shortly", s.cfg.MaxStreams))
-		p.RetryAfter = retryAfter
-		return p
+	leave, err := take(s.streams, fmt.Sprintf("%d streams are open, the limit (MAX_STREAMS); ask with wait= instead, or try again shortly", s.cfg.MaxStreams))
+	if err != nil {
+		return err
 	}
+	defer leave()
 	told, stop := s.Follower.Watch(id) // before reading the job
 	defer func() { stop() }()
 	listening, silence := s.Progress.Listen(id)
@@ -96,13 +93,13 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) findWithPlace(ctx context.Context, id string) (*events.Job, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WaitTimeout)
 	defer cancel()
-	if _, err := s.find(ctx, id); err != nil {
-		return nil, 0, err
-	}
 	state, place, err := s.Reader.JobAndPlace(ctx, defaultTenant, id)
-	if errors.Is(err, projections.ErrUnavailable) {
-		err = unavailable("The database is unreachable.", err)
+	if errors.Is(err, projections.ErrNotFound) {
+		if _, err = s.lookAgain(ctx, id); err == nil {
+			state, place, err = s.Reader.JobAndPlace(ctx, defaultTenant, id)
+		}
 	}
+	state, err = s.found(id, state, err)
 	return state, place, err
 }
 
@@ -111,7 +108,7 @@ func (s *Server) sendJob(ctx context.Context, out *eventStream, state *events.Jo
 	if err != nil {
 		return err
 	}
-	position := events.Position{Log: s.LogID, Partition: PartitionOf(state.GetId(), s.Partitions), Offset: place}
+	position := events.Position{Log: s.LogID, Partition: s.partitionOf(state.GetId()), Offset: place}
 	return out.send("job", position.Token(), job)
 }
 

@@ -254,9 +254,7 @@ func (r *room) Write(b []byte) (int, error) {
 	n := int64(len(b))
 	if r.taken.Add(n) > r.limit {
 		r.taken.Add(-n)
-		p := problem(http.StatusTooManyRequests, fmt.Sprintf("The uploads in progress take up SPOOL_MAX_BYTES, %d bytes; try again shortly", r.limit))
-		p.RetryAfter = retryAfter
-		return 0, p
+		return 0, busy(fmt.Sprintf("The uploads in progress take up SPOOL_MAX_BYTES, %d bytes; try again shortly", r.limit))
 	}
 	r.mine += n
 	return r.File.Write(b)

@@ -61,5 +61,8 @@ func Because(cause Event, at time.Time, source string, m proto.Message) Event {
 	return e
 }
 
+// Name is the message's name without its package.
+func (e Event) Name() string { return string(e.Message.ProtoReflect().Descriptor().Name()) }
+
 // Type is the message's full name, the value of ce_type.
 func (e Event) Type() string { return string(e.Message.ProtoReflect().Descriptor().FullName()) }

@@ -516,11 +516,11 @@ func (s *Saga) guard(job string, work func() error) (broken *fault) {
 	return nil
 }
 
-// memoryOf is the partition's state, read from the changelog the first time. By
-// then the group has told us the committed offset, and it does so only once no
-// transaction on it is open: what an earlier owner committed is all in the
-// changelog, and what it did not commit we will be given again. next is the first offset
-// that we were given, from which on is looked what is answered already; -1: none.
+// memoryOf is the partition's state, read from the changelog the first time. By then the
+// group has told us the committed offset, and it does so only once no transaction on it is
+// open: what an earlier owner committed is all in the changelog, and what it did not commit
+// we will be given again. next is the first offset that we were given, from which on we look
+// what is answered already; -1: none.
 func (s *Saga) memoryOf(ctx context.Context, partition int32, next int64) (*memory, error) {
 	s.mu.Lock()
 	m, ok := s.partitions[partition]

@@ -123,6 +123,10 @@ func (d *DeadLetters) Await(ctx context.Context) error {
 	if !ok || end.Err != nil {
 		return fmt.Errorf("ask how many dead letters there are: %w", end.Err)
 	}
+	reached, changed := d.reached(end.Offset)
+	if reached {
+		return nil
+	}
 	starts, err := kadm.NewClient(d.client).ListStartOffsets(ctx, events.DeadLetterTopic)
 	if err != nil {
 		return fmt.Errorf("ask how many dead letters there are: %w", err)
@@ -130,19 +134,22 @@ func (d *DeadLetters) Await(ctx context.Context) error {
 	if start, ok := starts.Lookup(events.DeadLetterTopic, 0); ok && start.Offset == end.Offset {
 		return nil // all have expired: none will come that moves next
 	}
-	for {
-		d.mu.Lock()
-		reached, changed := d.next >= end.Offset, d.changed
-		d.mu.Unlock()
-		if reached {
-			return nil
-		}
+	for !reached {
 		select {
 		case <-ctx.Done():
 			return ErrBehind
 		case <-changed:
 		}
+		reached, changed = d.reached(end.Offset)
 	}
+	return nil
+}
+
+// reached says whether all before an offset is read; changed is closed when more is.
+func (d *DeadLetters) reached(end int64) (reached bool, changed <-chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.next >= end, d.changed
 }
 
 // LetterFilter says which dead letters are meant; empty members mean all.

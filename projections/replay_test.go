@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -472,7 +473,7 @@ func TestReadModelIsDropped(t *testing.T) {
 }
 
 func (w *world) partitionOf(id string) int32 {
-	return int32(kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic).Partition(&kgo.Record{Key: []byte(id)}, partitions))
+	return kafka.PartitionOf([]byte(id), partitions)
 }
 
 // While projectors, writers and readers are at work, read models are promoted and rolled

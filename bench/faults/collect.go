@@ -264,7 +264,7 @@ func lifeOf(h *history.History, id string) string {
 	for _, r := range h.Log {
 		if r.Event.JobID == id && r.Event.Message != nil {
 			fmt.Fprintf(&b, "    %d/%-6d %s %s id %s: %s\n", r.Partition, r.Offset, r.Event.Time.Format("15:04:05.000"),
-				strings.TrimPrefix(r.Event.Type(), "pixtools.events.v1."), r.Event.ID, clip(fmt.Sprint(r.Event.Message)))
+				r.Event.Name(), r.Event.ID, clip(fmt.Sprint(r.Event.Message)))
 		}
 	}
 	for _, c := range h.Calls {
@@ -289,7 +289,7 @@ func logOf(h *history.History) string {
 			fmt.Fprintf(&b, "%d/%-6d no event: %s\n", r.Partition, r.Offset, r.Fault)
 			continue
 		}
-		fmt.Fprintf(&b, "%d/%-6d %s %s %s: %s\n", r.Partition, r.Offset, e.Time.Format("15:04:05.000"), e.JobID, strings.TrimPrefix(e.Type(), "pixtools.events.v1."), clip(fmt.Sprint(e.Message)))
+		fmt.Fprintf(&b, "%d/%-6d %s %s %s: %s\n", r.Partition, r.Offset, e.Time.Format("15:04:05.000"), e.JobID, e.Name(), clip(fmt.Sprint(e.Message)))
 	}
 	return b.String()
 }

@@ -352,7 +352,7 @@ func (r *run) counts(h *history.History) string {
 		if record.Event.Message == nil {
 			continue
 		}
-		types[strings.TrimPrefix(record.Event.Type(), "pixtools.events.v1.")]++
+		types[record.Event.Name()]++
 		jobs[record.Event.JobID] = true
 		if m, ok := record.Event.Message.(*events.JobFinalized); ok {
 			outcomes[strings.TrimPrefix(m.GetOutcome().String(), "OUTCOME_")]++

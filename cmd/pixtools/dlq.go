@@ -9,14 +9,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/internal/eventlog"
@@ -235,7 +233,7 @@ func (t treatment) run(ctx context.Context) error {
 		if doable == 0 {
 			return errNothing
 		}
-		if file, ok := t.in.(*os.File); !ok || !term.IsTerminal(int(file.Fd())) {
+		if !isTerminal(t.in) {
 			return errors.New("this was a preview, and there is no terminal to ask on: repeat it with --yes to do it")
 		}
 		fmt.Fprintf(t.out, "do this for %d? [y/N] ", doable)

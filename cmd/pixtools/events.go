@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -158,90 +157,6 @@ func (w *wanted) show(ctx context.Context, follow bool, out io.Writer) error {
 		return nil
 	}
 	return err
-}
-
-// parts are what these commands work on: configured ones, those of a PixTools that runs
-// here, or embedded ones that run for as long as the command.
-type parts struct {
-	// running: only those of a PixTools that runs; fresh: a new directory may be made.
-	running, fresh bool
-	// scratch is a directory to use where there is no embedded log.
-	scratch string
-
-	cfg     config
-	log     *slog.Logger
-	brokers *eventlog.Brokers
-	own     *embedded.Parts
-}
-
-func (p *parts) open(ctx context.Context, needs embedded.Needs) error {
-	cfg, err := loadConfig()
-	if err != nil {
-		return err
-	}
-	p.cfg = cfg
-	p.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
-	missing := cfg.needs()
-	if p.scratch != "" && missing.Kafka && !embedded.Exists(cfg.Embedded) {
-		p.cfg.Embedded.DataDir = p.scratch
-	}
-	needs = embedded.Needs{Kafka: needs.Kafka && missing.Kafka, Postgres: needs.Postgres && missing.Postgres, S3: needs.S3 && missing.S3}
-	holder, err := p.embedded(ctx, needs)
-	if err != nil {
-		return err
-	}
-	if p.brokers, err = eventlog.Connect(ctx, p.cfg.Kafka, p.log); err == nil {
-		return nil
-	}
-	p.close()
-	if needs.Kafka && holder != "" {
-		return fmt.Errorf("%s holds %s, and runs no broker there that answers; if it was given KAFKA_BROKERS, set that here, too: %w", holder, cfg.Embedded.DataDir, err)
-	}
-	return err
-}
-
-// embedded finds or starts parts; holder is who runs them, if it is somebody else.
-func (p *parts) embedded(ctx context.Context, needs embedded.Needs) (holder string, err error) {
-	if needs == (embedded.Needs{}) {
-		return "", nil
-	}
-	there, holder, err := embedded.Running(p.cfg.Embedded, needs)
-	if err == nil {
-		p.cfg.use(there)
-		return holder, nil
-	}
-	if !errors.Is(err, embedded.ErrNotRunning) {
-		return "", err
-	}
-	dir := p.cfg.Embedded.DataDir
-	_, missing := os.Stat(dir)
-	switch {
-	case needs.Kafka && !p.fresh && !embedded.Exists(p.cfg.Embedded):
-		return "", fmt.Errorf("KAFKA_BROKERS is not set, and %s has no embedded log: set KAFKA_BROKERS, or PIXTOOLS_DATA_DIR, as for the PixTools whose log is meant", dir)
-	case missing != nil && !p.fresh:
-		return "", fmt.Errorf("DATABASE_URL or AWS_ENDPOINT_URL is not set, and there are no embedded parts in %s: set it, or PIXTOOLS_DATA_DIR, as for the PixTools that is meant", dir)
-	case needs.Kafka && p.running:
-		return "", fmt.Errorf("no PixTools runs in %s, so nothing new will come: start `pixtools serve`, or read what is there with `pixtools events cat`", dir)
-	}
-	if p.own, err = embedded.Start(ctx, p.cfg.Embedded, needs, p.log); err != nil {
-		return "", err
-	}
-	p.cfg.use(p.own)
-	return "", nil
-}
-
-func (p *parts) close() {
-	if p.brokers != nil {
-		p.brokers.Close()
-	}
-	if p.own == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.StopTimeout)
-	defer cancel()
-	if err := p.own.Stop(ctx); err != nil {
-		p.log.Error("embedded parts did not stop cleanly", "error", err)
-	}
 }
 
 func isTerminal(w any) bool {

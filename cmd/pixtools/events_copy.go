@@ -174,7 +174,7 @@ func (c *copying) load(ctx context.Context) error {
 	if _, err := eventlog.Look(c.dir, c.blobs, c.secrets); err != nil {
 		return err
 	}
-	c.parts.fresh = true
+	c.parts.fresh = embedded.Needs{Kafka: true, Postgres: true, S3: true}
 	if c.dry {
 		// What is not there yet is not made for a dry run either: elsewhere, for its time.
 		dir, err := os.MkdirTemp("", "pixtools-dry-run-")

@@ -22,6 +22,7 @@ import (
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/eventlog"
+	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/testenv"
 )
 
@@ -320,7 +321,7 @@ func TestExportImport(t *testing.T) {
 	for len(fresh) < 5 {
 		id := to.submit(file("d.png", "image/png", content), field("operations", `["jpg"]`))
 		to.ended(id)
-		fresh[api.PartitionOf(id, 5)] = true
+		fresh[kafka.PartitionOf([]byte(id), 5)] = true
 	}
 	sameHistory(t, history, lines(t, target, "cat"), waiting)
 	again := to.submit(file("b.png", "image/png", content), field("operations", `["avif"]`), field("idempotency_key", "k"), field("webhook_url", "https://example.org/x"))

@@ -5,40 +5,94 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/pixtools/pixtools/internal/embedded"
+	"github.com/pixtools/pixtools/internal/eventlog"
 )
 
-// reach fills in where the parts are that a command needs and nobody configured: those of a
-// PixTools that runs in the data directory, or, where none does, embedded ones of its own,
-// which let go ends.
-func reach(ctx context.Context, cfg *config, needs embedded.Needs, log *slog.Logger) (letGo func(), err error) {
-	missing := cfg.needs()
-	needs = embedded.Needs{Kafka: needs.Kafka && missing.Kafka, Postgres: needs.Postgres && missing.Postgres}
-	if needs == (embedded.Needs{}) {
-		return func() {}, nil
+// parts are what a command works on: configured ones, those of a PixTools that runs in the
+// data directory, or embedded ones that run for as long as the command.
+type parts struct {
+	// running: only those of a PixTools that runs.
+	running bool
+	// fresh: those that may be made anew where there are none.
+	fresh embedded.Needs
+	// scratch is a directory to use where there is no embedded log.
+	scratch string
+
+	cfg     config
+	log     *slog.Logger
+	brokers *eventlog.Brokers
+	own     *embedded.Parts
+}
+
+// open reaches the parts, and connects to the log.
+func (p *parts) open(ctx context.Context, needs embedded.Needs) error {
+	holder, err := p.reach(ctx, needs)
+	if err != nil {
+		return err
 	}
-	there, _, err := embedded.Running(cfg.Embedded, needs)
+	if p.brokers, err = eventlog.Connect(ctx, p.cfg.Kafka, p.log); err == nil {
+		return nil
+	}
+	p.close()
+	if needs.Kafka && holder != "" {
+		return fmt.Errorf("%s holds %s, and runs no broker there that answers; if it was given KAFKA_BROKERS, set that here, too: %w", holder, p.cfg.Embedded.DataDir, err)
+	}
+	return err
+}
+
+// reach reads the configuration, and finds or starts the parts that nobody configured;
+// holder is who runs them, if it is somebody else.
+func (p *parts) reach(ctx context.Context, needs embedded.Needs) (holder string, err error) {
+	if p.cfg, err = loadConfig(); err != nil {
+		return "", err
+	}
+	p.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: p.cfg.level}))
+	missing := p.cfg.needs()
+	if p.scratch != "" && missing.Kafka && !embedded.Exists(p.cfg.Embedded) {
+		p.cfg.Embedded.DataDir = p.scratch
+	}
+	needs = embedded.Needs{Kafka: needs.Kafka && missing.Kafka, Postgres: needs.Postgres && missing.Postgres, S3: needs.S3 && missing.S3}
+	if needs == (embedded.Needs{}) {
+		return "", nil
+	}
+	there, holder, err := embedded.Running(p.cfg.Embedded, needs)
 	if err == nil {
-		cfg.use(there)
-		return func() {}, nil
+		p.cfg.use(there)
+		return holder, nil
 	}
 	if !errors.Is(err, embedded.ErrNotRunning) {
-		return nil, err
+		return "", err
 	}
-	if needs.Kafka && !embedded.Exists(cfg.Embedded) {
-		return nil, fmt.Errorf("KAFKA_BROKERS is not set, and %s has no embedded log: set KAFKA_BROKERS, or PIXTOOLS_DATA_DIR, as for the PixTools whose log is meant", cfg.Embedded.DataDir)
+	dir := p.cfg.Embedded.DataDir
+	_, noDir := os.Stat(dir)
+	switch {
+	case needs.Kafka && !p.fresh.Kafka && !embedded.Exists(p.cfg.Embedded):
+		return "", fmt.Errorf("KAFKA_BROKERS is not set, and %s has no embedded log: set KAFKA_BROKERS, or PIXTOOLS_DATA_DIR, as for the PixTools whose log is meant", dir)
+	case noDir != nil && (needs.Postgres && !p.fresh.Postgres || needs.S3 && !p.fresh.S3):
+		return "", fmt.Errorf("DATABASE_URL or AWS_ENDPOINT_URL is not set, and there are no embedded parts in %s: set it, or PIXTOOLS_DATA_DIR, as for the PixTools that is meant", dir)
+	case needs.Kafka && p.running:
+		return "", fmt.Errorf("no PixTools runs in %s, so nothing new will come: start `pixtools serve`, or read what is there with `pixtools events cat`", dir)
 	}
-	own, err := embedded.Start(ctx, cfg.Embedded, needs, log)
-	if err != nil {
-		return nil, err
+	if p.own, err = embedded.Start(ctx, p.cfg.Embedded, needs, p.log); err != nil {
+		return "", err
 	}
-	cfg.use(own)
-	return func() {
-		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.StopTimeout)
-		defer cancel()
-		if err := own.Stop(stopping); err != nil {
-			log.Error("embedded parts did not stop cleanly", "error", err)
-		}
-	}, nil
+	p.cfg.use(p.own)
+	return "", nil
+}
+
+func (p *parts) close() {
+	if p.brokers != nil {
+		p.brokers.Close()
+	}
+	if p.own == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.StopTimeout)
+	defer cancel()
+	if err := p.own.Stop(ctx); err != nil {
+		p.log.Error("embedded parts did not stop cleanly", "error", err)
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
@@ -16,7 +15,6 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"golang.org/x/term"
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/embedded"
@@ -82,22 +80,18 @@ func (r replay) run(ctx context.Context) error {
 	if r.show < 0 {
 		return fmt.Errorf("--show is %d: it must be 0 or more jobs", r.show)
 	}
-	cfg, err := loadConfig()
-	if err != nil {
+	p := parts{fresh: embedded.Needs{Postgres: true}}
+	if _, err := p.reach(ctx, embedded.Needs{Kafka: true, Postgres: true}); err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
-	letGo, err := reach(ctx, &cfg, embedded.Needs{Kafka: true, Postgres: true}, log)
-	if err != nil {
-		return err
-	}
-	defer letGo()
+	defer p.close()
+	cfg := p.cfg
 	opts := []kgo.Opt{kgo.SeedBrokers(cfg.Kafka.Brokers...), kgo.ClientID(cfg.Kafka.ClientID), kgo.DialTimeout(cfg.Kafka.DialTimeout), kgo.DisableClientMetrics()}
 	logID, err := logIDOf(ctx, opts)
 	if err != nil {
 		return err
 	}
-	replayer, err := projections.NewReplayer(cfg.Replay, cfg.Read, logID, log, opts...)
+	replayer, err := projections.NewReplayer(cfg.Replay, cfg.Read, logID, p.log, opts...)
 	if err != nil {
 		return err
 	}
@@ -297,7 +291,7 @@ const (
 )
 
 func newGauge(out *os.File) *gauge {
-	return &gauge{out: out, terminal: term.IsTerminal(int(out.Fd()))}
+	return &gauge{out: out, terminal: isTerminal(out)}
 }
 
 func (m *gauge) tell(p projections.Progress) {

@@ -344,15 +344,16 @@ func (s *services) prepareLog(ctx context.Context) error {
 	if replication == 0 {
 		replication = -1 // the brokers' default
 	}
+	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 	changelog := kafka.Topic{Name: events.SagaTopic, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
 	if s.embedded.Kafka {
 		// That broker compacts by removing the log and writing it anew, which a kill would cut
 		// off, and it cannot tell a compacted log from one that lost records. It would remove
 		// states after a week, too.
-		changelog.Must, changelog.Initially = nil, map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+		changelog.Must, changelog.Initially = nil, forever
 	}
 	for _, topic := range []kafka.Topic{
-		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}},
+		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: forever},
 		changelog,
 		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
 			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},

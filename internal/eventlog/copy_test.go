@@ -102,7 +102,7 @@ func history(t *testing.T, c *cluster, partitions int32, jobs int) {
 	put := func(id string, at time.Time, m proto.Message) {
 		r, err := events.New(id, at, "pixtools/test", "request", m).Record()
 		require.NoError(t, err)
-		r.Partition, r.Timestamp = eventlog.PartitionOf(r.Key, int(partitions)), at
+		r.Partition, r.Timestamp = kafka.PartitionOf(r.Key, int(partitions)), at
 		c.client.Produce(t.Context(), r, func(_ *kgo.Record, err error) { require.NoError(t, err) })
 	}
 	for i := range jobs {
@@ -118,7 +118,7 @@ func history(t *testing.T, c *cluster, partitions int32, jobs int) {
 	}
 	require.NoError(t, c.client.Flush(t.Context()))
 	// A transaction that was given up: nobody sees its records, and offsets have gaps.
-	c.giveUp(eventlog.PartitionOf([]byte("aborted"), int(partitions)))
+	c.giveUp(kafka.PartitionOf([]byte("aborted"), int(partitions)))
 	odd := []*kgo.Record{
 		{Key: []byte("no\xffid"), Value: []byte{0, 0xff}, Headers: []kgo.RecordHeader{{Key: "a\xfe", Value: []byte("\xfd")}, {Key: "empty", Value: []byte{}}, {Key: "none"}, {Key: "a\xfe", Value: []byte("again")}}},
 		{Key: []byte(events.JobID("test", "1")), Value: nil},
@@ -128,7 +128,7 @@ func history(t *testing.T, c *cluster, partitions int32, jobs int) {
 	for i, r := range odd {
 		r.Topic, r.Timestamp = events.Topic, began.Add(time.Duration(i)*time.Millisecond)
 		if r.Key != nil {
-			r.Partition = eventlog.PartitionOf(r.Key, int(partitions))
+			r.Partition = kafka.PartitionOf(r.Key, int(partitions))
 		}
 	}
 	c.produce(odd...)

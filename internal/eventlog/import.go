@@ -146,7 +146,7 @@ func (p *plan) partitionOf(r *kgo.Record) int32 {
 	if r.Key == nil {
 		return r.Partition % int32(len(p.written))
 	}
-	return PartitionOf(r.Key, len(p.written))
+	return kafka.PartitionOf(r.Key, len(p.written))
 }
 
 // add takes in one more record. Its time is left out: a broker may be set to write its own.

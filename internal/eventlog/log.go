@@ -148,9 +148,3 @@ func persist(ctx context.Context, ask func(context.Context) error) error {
 		}
 	}
 }
-
-// PartitionOf is where Kafka's clients put a key: murmur2.
-func PartitionOf(key []byte, partitions int) int32 {
-	hash := kgo.StickyKeyPartitioner(nil).ForTopic("")
-	return int32(hash.Partition(&kgo.Record{Key: key}, partitions))
-}

@@ -18,6 +18,7 @@ import (
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/eventlog"
+	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/testenv"
 )
 
@@ -44,7 +45,7 @@ func TestObjects(t *testing.T) {
 	tell := func(job string, at time.Time, m proto.Message) {
 		r, err := events.New(job, at, "test", "r", m).Record()
 		require.NoError(t, err)
-		r.Partition = eventlog.PartitionOf(r.Key, 2)
+		r.Partition = kafka.PartitionOf(r.Key, 2)
 		source.produce(r)
 	}
 	sum := func(content string) string {

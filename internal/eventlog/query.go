@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/kafka"
 )
 
 // Query says which records to show. The zero value is all of them.
@@ -177,7 +178,7 @@ func counter(ranges map[int32]Range, progress func(done, total int64)) func(*kgo
 func (b *Brokers) resolve(ctx context.Context, t *Topic, q Query) (map[int32]Range, error) {
 	ranges := map[int32]Range{}
 	for partition, r := range t.Ranges {
-		if q.Job != "" && partition != PartitionOf([]byte(q.Job), len(t.Ranges)) {
+		if q.Job != "" && partition != kafka.PartitionOf([]byte(q.Job), len(t.Ranges)) {
 			continue
 		}
 		if q.From.End {
