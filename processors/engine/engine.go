@@ -43,6 +43,9 @@ type Config struct {
 	// Denoise, where it is set, makes children that can denoise. It comes from variables of
 	// its own; Concurrency and Timeout in it are for those who use the pool.
 	Denoise *denoiser.Config
+	// Precedence, where it is set, is shared by the pools of a process: those that denoise
+	// give way to the others.
+	Precedence *Precedence
 }
 
 // Bounds of the settings.
