@@ -103,7 +103,7 @@ type services struct {
 	submissions *kgo.Client
 	// precedence is what quick work has in this process.
 	precedence *engine.Precedence
-	waiting     waitedFor
+	waiting    waitedFor
 }
 
 // serve runs until ctx is done, then stops: first the services, then what they
