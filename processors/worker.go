@@ -299,6 +299,7 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 	conversion.Timeout = w.cfg.Timeout
 	conversion.OnTurn = func() (err error) {
 		if a, err = w.begin(ctx, request); err == nil {
+			bug.Panic(state.GetSource().GetWidth())
 			err = bug.Slow(ctx)
 		}
 		return err
