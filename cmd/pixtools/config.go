@@ -66,6 +66,7 @@ type config struct {
 	Processor   processors.WorkerConfig
 	Consumer    kafka.SubscriberConfig
 	Verify      audit.Config
+	Again       processors.AgainConfig
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -132,7 +133,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/eventlog"
+	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -29,8 +30,12 @@ type verify struct {
 	until, artifacts, seed string
 	grace                  time.Duration
 	readModel, asJSON      bool
+	reexecute              int
 	out                    io.Writer
 }
+
+// mostReexecuted bounds --reexecute: they are kept in memory, with their jobs.
+const mostReexecuted = 100_000
 
 // couldNotCheck is verify's exit status where something was not there to be checked.
 const couldNotCheck = 2
@@ -50,7 +55,9 @@ func verifyCommand() *cobra.Command {
 		Long: "Reads the log from its beginning to the end that it has now, and checks\n" +
 			"  - that every job has its end, and its events are whole: causes, revisions, identities;\n" +
 			"  - that sources and results are in the store, with the SHA-256 that the log tells;\n" +
-			"  - that the live read model is what a rebuild of it would be.\n" +
+			"  - that the live read model is what a rebuild of it would be;\n" +
+			"  - with --reexecute, that operations done again give the same bytes, or with another engine or\n" +
+			"    model, pictures that are as like as REEXECUTE_MIN_PSNR asks.\n" +
 			"Nothing is written to the log. A rebuild takes a schema of its own for a while.\n\n" +
 			"Findings go to standard output as they come, then a summary; progress goes to standard error.\n" +
 			"With --json each line is an object with one member: finding, open, or, in the last, summary.\n" +
@@ -58,6 +65,7 @@ func verifyCommand() *cobra.Command {
 			"not be checked.",
 		Example: "  pixtools verify\n" +
 			"  pixtools verify --until 2026-11-24T12:00:00Z --artifacts=none\n" +
+			"  pixtools verify --artifacts=none --read-model=false --reexecute 100\n" +
 			"  pixtools verify --artifacts=sample:1000 --json | jq -c 'select(.finding).finding'",
 		Args: func(cmd *cobra.Command, args []string) error { return failed(cobra.NoArgs(cmd, args)) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -70,7 +78,8 @@ func verifyCommand() *cobra.Command {
 	flags.StringVar(&v.until, "until", "", "check the log as it was at a time (2026-11-24T12:00:00Z), a while ago (2h), or at a position; the read model is then left out")
 	flags.DurationVar(&v.grace, "grace", 0, "how old a job without an end must be to be a finding; 0: what JOB_DEADLINE allows")
 	flags.StringVar(&v.artifacts, "artifacts", "all", "which stored objects to read: all, none, or sample:N, always the same N of a log")
-	flags.StringVar(&v.seed, "seed", "", "any text: with another, other objects are in a sample")
+	flags.IntVar(&v.reexecute, "reexecute", 0, "do so many completed operations again, always the same of a log, and compare the results")
+	flags.StringVar(&v.seed, "seed", "", "any text: with another, others are in a sample")
 	flags.BoolVar(&v.readModel, "read-model", true, "compare the live read model with a rebuilt one")
 	flags.BoolVar(&v.asJSON, "json", false, "print JSON objects, one a line")
 	return cmd
@@ -85,6 +94,9 @@ type summary struct {
 	audit.Tally
 	// ReadModel is absent where it was not compared.
 	ReadModel *readModelSummary `json:"read_model,omitempty"`
+	// Reexecuted counts by verdict, Skipped the skipped ones by reason.
+	Reexecuted map[processors.Verdict]int64 `json:"reexecuted,omitempty"`
+	Skipped    map[string]int64             `json:"skipped,omitempty"`
 }
 
 type readModelSummary struct {
@@ -103,10 +115,13 @@ func (v verify) run(ctx context.Context) error {
 	if v.grace < 0 {
 		return fmt.Errorf("--grace is %s: use 0 for what JOB_DEADLINE allows, or more", v.grace)
 	}
+	if v.reexecute < 0 || v.reexecute > mostReexecuted {
+		return fmt.Errorf("--reexecute is %d: it must be from 0 to %d operations", v.reexecute, mostReexecuted)
+	}
 	v.readModel = v.readModel && v.until == ""
 	withObjects := v.artifacts != "none"
 	p := parts{}
-	if err := p.open(ctx, embedded.Needs{Kafka: true, Postgres: v.readModel, S3: withObjects}); err != nil {
+	if err := p.open(ctx, embedded.Needs{Kafka: true, Postgres: v.readModel, S3: withObjects || v.reexecute > 0}); err != nil {
 		return err
 	}
 	defer p.close()
@@ -136,8 +151,15 @@ func (v verify) run(ctx context.Context) error {
 	defer m.finish()
 	tell := teller{s, v.out, m, v.asJSON, json.NewEncoder(v.out)}
 	a.Found, a.Still = tell.found, tell.still
+	done := audit.NewSample[audit.Completion](v.reexecute, v.seed)
+	a.Completed = func(c audit.Completion) { done.Offer(c.Event.ID, c) }
 	if err := v.log(ctx, &p, t, &a, tell); err != nil {
 		return err
+	}
+	if v.reexecute > 0 {
+		if err := v.again(ctx, &p, done.All(), tell); err != nil {
+			return err
+		}
 	}
 	if v.readModel {
 		if err := v.compare(ctx, &p, tell); err != nil {
@@ -223,6 +245,35 @@ func (v verify) letters(ctx context.Context, p *parts) (map[int32]map[int64]bool
 		}
 		return nil
 	})
+}
+
+// again does operations once more.
+func (v verify) again(ctx context.Context, p *parts, all []audit.Completion, tell teller) error {
+	again, done, err := p.again(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	tell.Reexecuted, tell.Skipped = map[processors.Verdict]int64{}, map[string]int64{}
+	tell.gauge.counts = "operations"
+	for i, c := range all {
+		tell.gauge.tell(projections.Progress{Phase: "doing again", Done: int64(i), Total: int64(len(all))})
+		verdict, why, err := again.Check(ctx, c.Job, c.Done, c.Event.Time)
+		if err != nil {
+			return fmt.Errorf("do %s of job %s again: %w", c.Done.GetOperation(), c.Event.JobID, err)
+		}
+		tell.Reexecuted[verdict]++
+		switch verdict {
+		case processors.Skipped:
+			tell.Skipped[why]++
+		case processors.Different:
+			if err := tell.found(audit.Find(audit.Reexecuted, c.Event.JobID, c.Done.GetOperation(), &c.Place, "%s", why)); err != nil {
+				return err
+			}
+		}
+	}
+	tell.gauge.finish()
+	return nil
 }
 
 // compare rebuilds the read model beside the live one, and removes it again.
@@ -321,6 +372,9 @@ func (t teller) end() error {
 		fmt.Fprintf(t.out, "read model: %d jobs the same, %d changed, %d lacking, %d too many\n", r.Same, r.Changed, r.Added, r.Missing)
 	} else {
 		fmt.Fprintln(t.out, "read model: not compared")
+	}
+	if s.Reexecuted != nil {
+		fmt.Fprintf(t.out, "done again: %s; skipped: %s\n", counts(s.Reexecuted), counts(s.Skipped))
 	}
 	_, err := fmt.Fprintf(t.out, "findings: %s\n", counts(s.Kinds))
 	return err
