@@ -67,6 +67,7 @@ type config struct {
 	Consumer    kafka.SubscriberConfig
 	Verify      audit.Config
 	Again       processors.AgainConfig
+	Reprocess   processors.ReprocessConfig
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -133,7 +134,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

@@ -310,7 +310,7 @@ func (m *gauge) tell(p projections.Progress) {
 	if m.terminal {
 		every = barsEvery
 	}
-	if p.Total > 0 && p.Done < p.Total && time.Since(m.shown) < every {
+	if (p.Total == 0 && p.Done > 0 || p.Done < p.Total) && time.Since(m.shown) < every {
 		return
 	}
 	m.show()
@@ -329,6 +329,9 @@ func (m *gauge) show() {
 	}
 	if m.now.Total > 0 {
 		line += fmt.Sprintf(": %5.1f%%, %d of %d %s", 100*float64(m.now.Done)/float64(m.now.Total), m.now.Done, m.now.Total, m.counts)
+	}
+	if m.now.Total == 0 && m.now.Done > 0 {
+		line += fmt.Sprintf(": %d %s", m.now.Done, m.counts)
 	}
 	for _, part := range []string{rate, m.left(), mebibytes(memory())} {
 		if part != "" {
