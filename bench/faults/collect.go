@@ -269,13 +269,13 @@ func (p *parts) audited(ctx context.Context, h *history.History) (found []string
 	if err != nil {
 		return nil, err
 	}
-	_, err = audit.Audit{Config: bounds, Partitions: len(h.Ends), Now: time.Now(),
+	_, err = audit.Audit{Config: bounds, Partitions: len(h.Ends), Until: time.Now(),
 		Excused: func(r *kgo.Record) bool { return told[history.Place{Partition: r.Partition, Offset: r.Offset}] },
 		Found: func(f audit.Finding) error {
 			found = append(found, fmt.Sprintf("pixtools verify: %s: job %s, partition %d, offset %d: %s", f.Kind, f.JobID, f.Partition, f.Offset, f.Message))
 			return nil
 		},
-		Still: func(audit.Open) error { return nil }}.Log(ctx, func(_ string, each func(*kgo.Record) error) error {
+		Still: func(audit.Open) error { return nil }}.Log(ctx, func(_ string, _ bool, each func(*kgo.Record) error) error {
 		var failed error
 		return errors.Join(p.each(ctx, events.Topic, h.Ends, func(r *kgo.Record) { failed = errors.Join(failed, each(r)) }), failed)
 	})

@@ -125,7 +125,8 @@ func (v verify) run(ctx context.Context) error {
 		return err
 	}
 	defer p.close()
-	a := audit.Audit{Config: p.cfg.Verify, Now: time.Now(), Grace: v.grace, SampleObjects: sample, Seed: v.seed,
+	now := time.Now()
+	a := audit.Audit{Config: p.cfg.Verify, Until: now, Now: now, Grace: v.grace, SampleObjects: sample, Seed: v.seed,
 		Retention: time.Duration(p.cfg.Blob.RetentionDays) * 24 * time.Hour}
 	if a.Grace == 0 {
 		// The saga looks every so often at what is over its deadline.
@@ -141,19 +142,20 @@ func (v verify) run(ctx context.Context) error {
 		return err
 	}
 	a.LogID, a.Partitions = t.ID, len(t.Ranges)
+	meant := t.Ranges
 	if v.until != "" {
-		if t.Ranges, a.Now, err = p.brokers.Until(ctx, t, v.until, a.Now); err != nil {
+		if meant, a.Until, err = p.brokers.Until(ctx, t, v.until, now); err != nil {
 			return err
 		}
 	}
-	s := &summary{LogID: fmt.Sprintf("%x", t.ID), Until: a.Now, Kinds: map[audit.Kind]int64{}}
+	s := &summary{LogID: fmt.Sprintf("%x", t.ID), Until: a.Until, Kinds: map[audit.Kind]int64{}}
 	m := newGauge(os.Stderr)
 	defer m.finish()
 	tell := teller{s, v.out, m, v.asJSON, json.NewEncoder(v.out)}
 	a.Found, a.Still = tell.found, tell.still
 	done := audit.NewSample[audit.Completion](v.reexecute, v.seed)
 	a.Completed = func(c audit.Completion) { done.Offer(c.Event.ID, c) }
-	if err := v.log(ctx, &p, t, &a, tell); err != nil {
+	if err := v.log(ctx, &p, t.Ranges, meant, &a, tell); err != nil {
 		return err
 	}
 	if v.reexecute > 0 {
@@ -188,14 +190,12 @@ func (v verify) objects() (sample int, err error) {
 	return 0, fmt.Errorf("--artifacts is %q: use all, none, or sample:N with N of 1 or more", v.artifacts)
 }
 
-// log has the log audited.
-func (v verify) log(ctx context.Context, p *parts, t *eventlog.Topic, a *audit.Audit, tell teller) error {
-	total := int64(0)
-	for partition, r := range t.Ranges {
+// log has what is meant of the log audited.
+func (v verify) log(ctx context.Context, p *parts, whole, meant map[int32]eventlog.Range, a *audit.Audit, tell teller) error {
+	for partition, r := range whole {
 		if r.From > 0 {
 			return fmt.Errorf("the log's beginning is gone (partition %d begins at %d), and with it what the rest stands on: import an export of it (pixtools events import), and set the topic's retention to unlimited", partition, r.From)
 		}
-		total += max(r.To-r.From, 0)
 	}
 	letters, err := v.letters(ctx, p)
 	if err != nil {
@@ -208,10 +208,16 @@ func (v verify) log(ctx context.Context, p *parts, t *eventlog.Topic, a *audit.A
 		tell.gauge.counts = "objects"
 		tell.gauge.tell(projections.Progress{Phase: "reading objects", Done: done, Total: total})
 	}
-	tell.Tally, err = a.Log(ctx, func(what string, each func(*kgo.Record) error) error {
-		done := int64(0)
+	tell.Tally, err = a.Log(ctx, func(what string, all bool, each func(*kgo.Record) error) error {
+		ranges, done, total := meant, int64(0), int64(0)
+		if all {
+			ranges = whole
+		}
+		for _, r := range ranges {
+			total += max(r.To-r.From, 0)
+		}
 		tell.gauge.counts = "records"
-		return p.brokers.Read(ctx, events.Topic, t.Ranges, func(r *kgo.Record) error {
+		return p.brokers.Read(ctx, events.Topic, ranges, func(r *kgo.Record) error {
 			done++
 			tell.gauge.tell(projections.Progress{Phase: what, Done: done, Total: total})
 			return each(r)

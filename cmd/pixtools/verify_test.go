@@ -162,6 +162,7 @@ func TestVerify(t *testing.T) {
 
 	// From here on nobody works at jobs or ends them.
 	p.kill()
+	require.Equal(t, clean.summary.Finals, p.verify(0, "--read-model=false").summary.Finals, "with no PixTools running")
 	p.args = []string{"serve", "--roles=api,projector"}
 	p.start()
 	p.healthy()
@@ -244,6 +245,11 @@ func TestVerify(t *testing.T) {
 	past := p.verify(1, "--until", clean.summary.Until.Format(time.RFC3339Nano))
 	require.Equal(t, map[audit.Kind]int64{audit.ObjectDamaged: 1, audit.ObjectMissing: 1}, past.summary.Kinds)
 	require.Equal(t, clean.summary.Events, past.summary.Events)
+	// What was removed by right, as the log says after that time, is not missing.
+	appendRecords(t, cfg, events.New(robbed, ago(time.Minute), "pixtools/test", "", &events.ArtifactsExpired{Operations: []string{"jpg"}}))
+	past = p.verify(1, "--until", clean.summary.Until.Format(time.RFC3339Nano))
+	require.Equal(t, map[audit.Kind]int64{audit.ObjectDamaged: 1}, past.summary.Kinds)
+	require.EqualValues(t, 1, past.summary.Objects.Expired)
 	position := found.of(audit.NoEnd, stuck)[0].Position
 	require.Len(t, p.verify(1, "--artifacts=none", "--until", position, "--grace", "1s").of(audit.NoEnd, stuck), 1)
 

@@ -6,7 +6,8 @@
 // state and 24 bytes for every event. What comes for a job that was let go, and is more
 // than its expiry, needs the job's whole story: its id and place are kept, 40 bytes, and
 // the log is read once more for VERIFY_HELD_JOBS of them at a time. So the memory is
-// bounded by what is open, and by what is strange.
+// bounded by what is open, and by what is strange. Objects that are missing are held, too,
+// until the log was read once more for what it says of them.
 //
 // Where to read: audit.go (the passes), story.go (one job, pure), objects.go (what is
 // stored), sample.go. An error is that something could not be checked; a Finding is what
@@ -17,7 +18,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -175,10 +175,10 @@ type Audit struct {
 	// LogID is the topic's id, Partitions how many it has.
 	LogID      [16]byte
 	Partitions int
-	// Now is the time that ages are counted to, Grace the age from which an open job is a
-	// finding.
-	Now   time.Time
-	Grace time.Duration
+	// Until is the time that the log is looked at, Grace the age from which a job that is
+	// open then is a finding. Now is the time that objects are looked at.
+	Until, Now time.Time
+	Grace      time.Duration
 	// Store is where objects are; nil: they are not looked at. Retention is how long it
 	// keeps them. SampleObjects, unless 0, is how many are looked at, Seed which.
 	Store         *blob.Store
@@ -195,8 +195,9 @@ type Audit struct {
 	Progress func(done, total int64)
 }
 
-// Read gives the log's records, of one partition in order. It is called once or more.
-type Read func(what string, each func(*kgo.Record) error) error
+// Read gives the log's records, of one partition in order: those to check, or the whole
+// log, as long as it is by now. It is called once or more; what says what for.
+type Read func(what string, whole bool, each func(*kgo.Record) error) error
 
 // Log goes through the log.
 func (a Audit) Log(ctx context.Context, read Read) (Tally, error) {
@@ -237,7 +238,7 @@ type ledger struct {
 }
 
 func (l *ledger) run(read Read) error {
-	if err := read("reading", l.first); err != nil {
+	if err := read("reading", false, l.first); err != nil {
 		return err
 	}
 	for _, s := range l.open {
@@ -247,29 +248,21 @@ func (l *ledger) run(read Read) error {
 	}
 	l.open = nil
 	l.ended.Purge()
-	// What was looked for in vain may have been removed by right, as a later event says.
-	for sampled := false; ; {
-		if len(l.again) == 0 && !sampled {
-			sampled = true
-			l.objects.checkSample()
-		}
-		if err := l.objects.wait(); err != nil {
+	for len(l.again) > 0 {
+		if err := l.further(read); err != nil {
 			return err
 		}
-		for id := range l.objects.lost {
-			if _, known := l.again[id]; !known {
-				l.again[id] = where{offset: math.MaxInt64} // all of it was told
-			}
-		}
-		if len(l.again) == 0 && sampled {
-			return l.damaged()
-		}
-		if len(l.again) > 0 {
-			if err := l.further(read); err != nil {
-				return err
-			}
+	}
+	l.objects.checkSample()
+	if err := errors.Join(l.objects.wait(), l.damaged()); err != nil {
+		return err
+	}
+	for len(l.objects.lost) > 0 {
+		if err := l.excuse(read); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // first is the first pass.
@@ -335,37 +328,65 @@ func (l *ledger) further(read Read) error {
 		stories[id] = newStory(id.String())
 	}
 	l.Again += int64(len(stories))
-	err := read("reading again, for some jobs", func(r *kgo.Record) error {
-		id, err := uuid.ParseBytes(r.Key)
-		s := stories[id]
-		if err != nil || s == nil {
+	err := read("reading again, for some jobs", false, func(r *kgo.Record) error {
+		id, s, e := l.about(r, stories)
+		switch {
+		case s == nil:
 			return nil
-		}
-		e, err := events.Decode(r)
-		if err != nil {
-			return nil // told of in the first pass
-		}
-		if at := l.again[id]; r.Offset < at.offset {
-			s.tell(e, where{r.Partition, r.Offset})
+		case r.Offset < l.again[id].offset:
+			s.tell(e, where{r.Partition, r.Offset}) // was counted
 			return nil
 		}
 		return l.tell(s, r, e)
 	})
-	if err == nil {
-		err = l.objects.wait()
-	}
 	if err != nil {
 		return err
 	}
 	for id, s := range stories {
-		if at := l.again[id]; at.offset != math.MaxInt64 {
-			if s.first == at { // nobody has counted it
-				l.Jobs++
-			}
-			if err := l.unended(s); err != nil {
-				return err
-			}
+		if s.first == l.again[id] { // nobody has counted it
+			l.Jobs++
 		}
+		if err := l.unended(s); err != nil {
+			return err
+		}
+		delete(l.again, id)
+	}
+	return nil
+}
+
+// about finds which of some stories a record belongs to; nil: to none.
+func (l *ledger) about(r *kgo.Record, stories map[uuid.UUID]*story) (uuid.UUID, *story, events.Event) {
+	id, err := uuid.ParseBytes(r.Key)
+	s := stories[id]
+	if err != nil || s == nil {
+		return id, nil, events.Event{}
+	}
+	e, err := events.Decode(r)
+	if err != nil {
+		return id, nil, e // told of in the first pass
+	}
+	return id, s, e
+}
+
+// excuse reads the whole log once more for some of the jobs whose objects were looked for
+// in vain: they may have been removed by right, as a later event says.
+func (l *ledger) excuse(read Read) error {
+	stories := map[uuid.UUID]*story{}
+	for id := range l.objects.lost {
+		if len(stories) == l.HeldJobs {
+			break
+		}
+		stories[id] = newStory(id.String())
+	}
+	if err := read("reading again, for what is missing", true, func(r *kgo.Record) error {
+		if _, s, e := l.about(r, stories); s != nil {
+			s.tell(e, where{r.Partition, r.Offset})
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for id, s := range stories {
 		for _, o := range l.objects.lost[id] {
 			if o.removed(s.state) {
 				l.objects.Expired++
@@ -377,19 +398,17 @@ func (l *ledger) further(read Read) error {
 			}
 		}
 		delete(l.objects.lost, id)
-		delete(l.again, id)
 	}
-	return l.damaged()
+	return nil
 }
 
 // damaged tells of objects that are not what the log says.
 func (l *ledger) damaged() error {
-	for _, o := range l.objects.damaged {
+	for _, o := range l.objects.spoilt() {
 		if err := l.Found(Find(ObjectDamaged, o.JobID, o.Operation, &o.Place, "%s is not what was stored: %s: %s", o.what(), o.Key, o.why)); err != nil {
 			return err
 		}
 	}
-	l.objects.damaged = nil
 	return nil
 }
 
@@ -424,7 +443,7 @@ func (l *ledger) tell(s *story, r *kgo.Record, e events.Event) error {
 	if done, is := e.Message.(*events.OperationCompleted); is && v.counts && l.Completed != nil {
 		l.Completed(Completion{Job: s.state, Event: e, Done: done, Place: *l.place(r)})
 	}
-	return nil
+	return l.damaged()
 }
 
 // unended tells of a job that has no end.
@@ -440,14 +459,14 @@ func (l *ledger) unended(s *story) error {
 		}
 	}
 	slices.Sort(waits)
-	if age := l.Now.Sub(since); age <= l.Grace {
+	if age := l.Until.Sub(since); age <= l.Grace {
 		l.Open++
 		return l.Still(Open{JobID: s.id, Revision: s.state.GetRevision(), Since: since, Waits: waits, Place: *at})
 	} else if len(waits) == 0 {
 		return l.Found(Find(NoEnd, s.id, "", at, "revision %d, opened %s ago, has all its outcomes and no end", s.state.GetRevision(), age.Round(time.Second)))
 	}
 	return l.Found(Find(NoEnd, s.id, "", at, "revision %d, opened %s ago, has no end: it waits for %s", s.state.GetRevision(),
-		l.Now.Sub(since).Round(time.Second), strings.Join(waits, ", ")))
+		l.Until.Sub(since).Round(time.Second), strings.Join(waits, ", ")))
 }
 
 func (l *ledger) place(r *kgo.Record) *Place { return l.placeOf(where{r.Partition, r.Offset}) }

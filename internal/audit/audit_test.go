@@ -39,11 +39,11 @@ func (w *written) audited(held int) (Tally, []Finding, []Open, int) {
 	var found []Finding
 	var open []Open
 	passes := 0
-	tally, err := Audit{Config: Config{HeldJobs: held, FilterBytes: 1 << 20, Downloads: 1}, Partitions: 1, Now: noon.Add(2 * time.Hour), Grace: time.Hour,
+	tally, err := Audit{Config: Config{HeldJobs: held, FilterBytes: 1 << 20, Downloads: 1}, Partitions: 1, Until: noon.Add(2 * time.Hour), Grace: time.Hour,
 		Excused: func(r *kgo.Record) bool { return string(r.Value) == "told" },
 		Found:   func(f Finding) error { found = append(found, f); return nil },
 		Still:   func(o Open) error { open = append(open, o); return nil },
-	}.Log(w.t.Context(), func(_ string, each func(*kgo.Record) error) error {
+	}.Log(w.t.Context(), func(_ string, _ bool, each func(*kgo.Record) error) error {
 		passes++
 		for _, r := range w.records {
 			if err := each(r); err != nil {

@@ -119,6 +119,15 @@ func (c *checker) checkSample() {
 	}
 }
 
+// spoilt takes the damaged objects that were found since the last time.
+func (c *checker) spoilt() []object {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	found := c.damaged
+	c.damaged = nil
+	return found
+}
+
 func (c *checker) start(o object) {
 	working := c.working
 	c.group.Go(func() error { return c.read(working, o) })
