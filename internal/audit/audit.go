@@ -422,8 +422,11 @@ func (l *ledger) tell(s *story, r *kgo.Record, e events.Event) error {
 	} else if m, is := e.Message.(*events.JobFinalized); is {
 		l.Finals[strings.TrimPrefix(m.GetOutcome().String(), "OUTCOME_")]++
 	}
-	if l.Partitions > 0 && kafka.PartitionOf(r.Key, l.Partitions) != r.Partition {
-		v.fault(WrongPlace, "", "%s belongs into partition %d", e.Name(), kafka.PartitionOf(r.Key, l.Partitions))
+	if s.home < 0 {
+		s.home = kafka.PartitionOf(r.Key, l.Partitions)
+	}
+	if r.Partition != s.home {
+		v.fault(WrongPlace, "", "%s belongs into partition %d", e.Name(), s.home)
 	}
 	for _, f := range v.faults {
 		if err := l.Found(Find(f.kind, e.JobID, f.operation, l.place(r), "%s", f.message)); err != nil {

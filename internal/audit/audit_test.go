@@ -161,9 +161,16 @@ func TestFindings(t *testing.T) {
 		require.Equal(t, c.want, kinds, "%s: %v", name, found)
 	}
 	w := &written{t: t}
+	w.add(l.all()...)
+	w.records[2].Partition = 1 // of one that there is
+	_, found, _, _ := w.audited(10)
+	require.Len(t, found, 1)
+	require.Equal(t, WrongPlace, found[0].Kind)
+	w = &written{t: t}
 	w.raw(&kgo.Record{Key: []byte("x"), Value: []byte("told")})
 	w.raw(&kgo.Record{Key: []byte("x"), Value: []byte("untold")})
-	tally, found, _, _ := w.audited(1)
+	var tally Tally
+	tally, found, _, _ = w.audited(1)
 	require.EqualValues(t, 2, tally.Broken)
 	require.Len(t, found, 1)
 	require.Equal(t, Unreadable, found[0].Kind)

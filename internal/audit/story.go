@@ -21,6 +21,8 @@ type story struct {
 	seen map[uuid.UUID]digest
 	// first and last are the places of its first and last record.
 	first, last where
+	// home is the partition that the job belongs into; negative: nobody has asked.
+	home int32
 	// orphaned: it was told that nobody requested the job.
 	orphaned bool
 }
@@ -44,7 +46,7 @@ func (v *verdict) fault(kind Kind, operation, format string, args ...any) {
 	v.faults = append(v.faults, fault{kind, operation, fmt.Sprintf(format, args...)})
 }
 
-func newStory(id string) *story { return &story{id: id, seen: map[uuid.UUID]digest{}} }
+func newStory(id string) *story { return &story{id: id, home: -1, seen: map[uuid.UUID]digest{}} }
 
 func (s *story) tell(e events.Event, at where) verdict {
 	var v verdict
