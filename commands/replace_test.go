@@ -51,6 +51,19 @@ func TestReplace(t *testing.T) {
 	require.NotEmpty(t, cause.ID)
 }
 
+// A retry that was decided before a replacement, and comes after it, tells of the artifact
+// that was replaced: the job keeps the new one, and what made it.
+func TestRetryBesideAReplacement(t *testing.T) {
+	job := ended(t)
+	retry, err := Retry{MaxRevisions: 2, At: noon}.Decide(job)
+	require.NoError(t, err)
+	apply(t, &job, Replace{Operation: "webp", Replaced: "aa", Artifact: &events.Artifact{Key: "k2", Sha256: "bb"}, Engine: "e2", ModelSHA256: "m2", Campaign: "c", At: noon})
+	job = events.Fold(job, retry[0])
+	require.Equal(t, int32(2), job.GetRevision())
+	op := job.GetOperations()[0]
+	require.Equal(t, []string{"bb", "e2", "m2"}, []string{op.GetArtifact().GetSha256(), op.GetEngine(), op.GetModelSha256()})
+}
+
 func TestWhere(t *testing.T) {
 	hash := strings.Repeat("ab", 32)
 	made := &events.OperationState{Engine: "libvips 8.18.7, onnxruntime 1.30.0", ModelSha256: hash}

@@ -7,10 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/processors"
@@ -69,6 +73,23 @@ func TestReexecute(t *testing.T) {
 	lacking := p.verify(0, again...).summary
 	require.Equal(t, map[processors.Verdict]int64{processors.Equal: 3, processors.Skipped: 1}, lacking.Reexecuted)
 	require.Equal(t, map[string]int64{"source missing": 1}, lacking.Skipped)
+	// A job of the past, whose source has gone in its time.
+	p.kill()
+	p.args = []string{"serve", "--roles=api,projector"} // nobody works at it
+	p.start()
+	p.healthy()
+	id, then := uuid.NewString(), time.Now().Add(-40*24*time.Hour)
+	gone := strings.Repeat("ab", 32)
+	request := events.New(id, then, "pixtools/test", "", &events.JobRequested{Tenant: "default", Operations: []*events.Operation{{Name: "webp"}},
+		Source: &events.Source{Key: "raw/" + id + "/" + gone, Sha256: gone, Bytes: 1, Format: "png"}})
+	started := events.Because(request, then, "pixtools/test", &events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1})
+	done := events.Because(started, then, "pixtools/test", &events.OperationCompleted{Revision: 1, Operation: "webp", Attempt: 1,
+		Artifact: &events.Artifact{Key: "processed/" + id + "/webp/" + gone + ".webp", Sha256: gone, Bytes: 2}})
+	appendRecords(t, p.reach(), request, started, done, events.Because(done, then, "pixtools/test", &events.JobFinalized{Revision: 1,
+		Outcome: events.Outcome_OUTCOME_SUCCEEDED, Totals: &events.Totals{Completed: 1, ArtifactBytes: 2}}))
+	lacking = p.verify(0, again...).summary
+	require.Equal(t, map[string]int64{"source missing": 1, "source expired": 1}, lacking.Skipped)
+
 	for _, bad := range []string{"9.9", "100.1", "NaN"} {
 		_, complaints, status := p.with("REEXECUTE_MIN_PSNR=" + bad).command(append([]string{"verify"}, again...)...)
 		require.Equal(t, 2, status)

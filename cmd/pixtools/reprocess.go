@@ -44,7 +44,7 @@ func reprocessCommand() *cobra.Command {
 			"results after S3_RETENTION_DAYS.\n\n" +
 			"--where has terms joined by and: model or engine, = or !=, and a value, in quotes if it has\n" +
 			"spaces. A model is named by its SHA-256; '' stands for none. Without --where, all are meant.",
-		Example: "  pixtools reprocess --operation denoise --where 'model != 58f3…'\n" +
+		Example: "  pixtools reprocess --operation denoise --where 'model != SHA256'\n" +
 			"  pixtools reprocess --operation webp --where \"engine != 'libvips 8.18.7'\" --limit 100\n" +
 			"  pixtools reprocess --run 01a20fa7-b5f0-776b-a89d-614cd6c1a123             go on; the report once more\n" +
 			"  pixtools reprocess --run 01a20fa7-b5f0-776b-a89d-614cd6c1a123 --promote   or --rollback",

@@ -3,7 +3,7 @@
 //
 // A partition is read in order, and mostly once. In memory are the stories (story.go) of
 // the jobs that are open, and of the VERIFY_HELD_JOBS that ended last: of each the folded
-// state and 24 bytes for every event. What comes for a job that was let go, and is more
+// state and, by id, a few bytes for every event. What comes for a job that was let go, and is more
 // than its expiry, needs the job's whole story: its id and place are kept, 40 bytes, and
 // the log is read once more for VERIFY_HELD_JOBS of them at a time. So the memory is
 // bounded by what is open, and by what is strange. Objects that are missing are held, too,
