@@ -284,6 +284,13 @@ func (r *run) judge(ctx context.Context) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	audited, err := r.parts.audited(ctx, h)
+	if err != nil {
+		return result{}, fmt.Errorf("audit the log: %w", err)
+	}
+	for _, line := range audited {
+		r.breach("%s", line)
+	}
 	done := result{history: h, violations: history.Check(h), broken: append(r.broken, r.fleet.unasked()...), faults: r.injected()}
 	r.report(done)
 	return done, nil
