@@ -86,6 +86,13 @@ func (s *Server) routes(f *fuego.Server) {
 	fuego.Post(f, "/api/dead-letters/discard", s.discard,
 		fuego.OptionOperationID("discard"), fuego.OptionSummary("Let dead letters be"),
 		fuego.OptionOverrideDescription("They stay in the topic, and are not listed as open any more."), problems(413, 422, 503))
+	fuego.Get(f, "/api/usage", s.usage,
+		fuego.OptionOperationID("usage"), fuego.OptionSummary("What was used"),
+		fuego.OptionOverrideDescription("Operations, bytes, processor time and failures by UTC day and operation, counted from the log: each outcome once."),
+		fuego.OptionQuery("from", "The first UTC day, such as 2026-11-01"), fuego.OptionQuery("to", "The last UTC day; at most 366 days (USAGE_MAX_DAYS)"),
+		fuego.OptionQuery("operation", "Of this operation alone"), fuego.OptionQuery("group", "day, operation or total: what has a row of its own; without it, each operation of each day"),
+		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
+		problems(422, 503))
 	fuego.Get(f, "/api/queues", s.queues,
 		fuego.OptionOperationID("queues"), fuego.OptionSummary("What waits and what runs"),
 		fuego.OptionOverrideDescription("For operators: how much is to be done of each operation, and for how long it waits."),
@@ -145,6 +152,9 @@ func describe(f *fuego.Server) ([]byte, error) {
 	doc.Components.Schemas["JobPage"].Value.Properties["jobs"].Value.Items.Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	for _, op := range []*openapi3.Operation{cancel, retry, stream, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
+	}
+	for _, name := range []string{"from", "to"} { // the framework would answer in its own words where they are missing
+		doc.Paths.Value("/api/usage").Get.Parameters.GetByInAndName("query", name).Required = true
 	}
 	delete(doc.Components.Schemas, "HTTPError")
 	delete(doc.Components.Schemas, "unknown-interface")

@@ -250,14 +250,18 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		}
 	}
 	var changed map[string]row
+	used := ledger{}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
 		if err := s.advance(ctx, tx, moved); err != nil {
 			return err
 		}
-		if changed, err = s.fold(ctx, tx, batch); err != nil {
+		if changed, err = s.fold(ctx, tx, batch, used); err != nil {
 			return err
 		}
 		if err := write(ctx, tx, changed); err != nil {
+			return err
+		}
+		if err := used.write(ctx, tx); err != nil {
 			return err
 		}
 		if s.beside {
@@ -322,8 +326,8 @@ func tell(ctx context.Context, tx pgx.Tx, moved map[int32]int64, changed map[str
 	return nil
 }
 
-// fold gives the new rows of the jobs that the batch tells of.
-func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located) (map[string]row, error) {
+// fold gives the new rows of the jobs that the batch tells of, and adds to what was used.
+func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located, used ledger) (map[string]row, error) {
 	rows, err := s.load(ctx, tx, batch)
 	if err != nil {
 		return nil, err
@@ -335,6 +339,7 @@ func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located) (map[str
 		if next == nil {
 			continue // of a job that nobody requested
 		}
+		used.add(before.job, next, e.Event)
 		after := before.after(next, e.offset)
 		rows[e.JobID], changed[e.JobID] = after, after
 	}

@@ -331,7 +331,12 @@ type worker struct {
 	written    *bloom.BloomFilter
 	batch      []located
 	ids        [][16]byte
+	// used is what is to be added to the table usage.
+	used ledger
 }
+
+// heldAccounts are as many rows of usage as a worker keeps, before it adds them to the table.
+const heldAccounts = 10_000
 
 // filterHashes is how many bits a job sets in the filter.
 const filterHashes = 4
@@ -339,7 +344,7 @@ const filterHashes = 4
 func (b *build) worker() (*worker, error) {
 	n := b.cfg.workers()
 	most := max(b.cfg.HeldJobs/n/2, 1)
-	return &worker{build: b, most: most, young: map[[16]byte]*held{}, old: map[[16]byte]*held{},
+	return &worker{build: b, most: most, young: map[[16]byte]*held{}, old: map[[16]byte]*held{}, used: ledger{},
 		written: bloom.New(uint(b.cfg.FilterBytes/n*8), filterHashes)}, nil
 }
 
@@ -353,7 +358,10 @@ func (w *worker) run(ctx context.Context, chunks <-chan chunk) error {
 	if err := w.write(ctx, w.old); err != nil {
 		return err
 	}
-	return w.write(ctx, w.young)
+	if err := w.write(ctx, w.young); err != nil {
+		return err
+	}
+	return w.used.write(ctx, w.pool)
 }
 
 func (w *worker) take(ctx context.Context, c chunk) error {
@@ -387,8 +395,15 @@ func (w *worker) take(ctx context.Context, c chunk) error {
 		if next == nil {
 			continue // of a job that nobody requested
 		}
+		w.used.add(h.job, next, e.Event)
 		h.row = h.after(next, e.offset)
 		w.young[id] = h
+	}
+	if len(w.used) >= heldAccounts {
+		if err := w.used.write(ctx, w.pool); err != nil {
+			return err
+		}
+		clear(w.used)
 	}
 	if len(w.young) >= w.most { // not in between: who came back for this chunk must stay for it
 		return w.age(ctx)

@@ -35,7 +35,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), openapiCommand())
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), usageCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {
