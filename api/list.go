@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/pixtools/pixtools/commands/operations"
+	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -73,7 +74,7 @@ var words = map[projections.Standing]struct{ status, outcome string }{
 }
 
 // picks are the parameters that say which jobs are meant.
-var picks = []string{"status", "outcome", "operation", "since", "until", "q", "after"}
+var picks = []string{"status", "outcome", "operation", "since", "until", "q", "after", "at"}
 
 // jobs answers GET /api/jobs.
 func (s *Server) jobs(c fuego.ContextNoBody) (JobPage, error) {
@@ -158,12 +159,56 @@ func summaryOf(job projections.ListedJob) JobSummary {
 	return summary
 }
 
-// ready waits for what the answer has to have in it.
-func (s *Server) ready(ctx context.Context, given url.Values, _ projections.JobFilter) error {
+// ready waits for what the answer has to have in it: what was up to now, of a past state.
+func (s *Server) ready(ctx context.Context, given url.Values, f projections.JobFilter) error {
+	if !f.At.IsZero() {
+		return s.catchUp(ctx)
+	}
 	if after := given.Get("after"); after != "" {
 		return s.waitFor(ctx, after)
 	}
 	return nil
+}
+
+// catchUp waits until the projection has passed the end that the log has now.
+func (s *Server) catchUp(ctx context.Context) error {
+	ends, err := s.ends(ctx)
+	if err != nil {
+		return unavailable("Kafka does not tell how long the log is.", err)
+	}
+	for partition, end := range ends[events.Topic] {
+		if end.Err != nil {
+			return unavailable("Kafka does not tell how long the log is.", end.Err)
+		}
+		if end.Offset == 0 {
+			continue
+		}
+		if err := s.Reader.Wait(ctx, partition, end.Offset-1); err != nil {
+			return unavailable("The read model has not caught up with the log yet.", err)
+		}
+	}
+	return nil
+}
+
+// pastTime reads at: a time, since a position is one of a single partition, and a list is of all.
+func pastTime(given url.Values, now time.Time) (time.Time, error) {
+	text := given.Get("at")
+	if text == "" {
+		return time.Time{}, nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	_, notPosition := events.ParsePosition(text)
+	switch {
+	case err != nil && notPosition == nil:
+		return at, invalid("at", "at is a position: that is a place in one partition of the log, and a list is of all of them. Use a time such as 2026-11-24T12:00:00Z; positions are for single jobs")
+	case err != nil:
+		return at, invalid("at", "at must be a time such as 2026-11-24T12:00:00Z")
+	case at.After(now):
+		return at, invalid("at", "at is in the future; leave it out for the jobs as they are now")
+	case given.Get("after") != "":
+		return at, invalid("at", "at cannot be asked for together with after: what was does not change")
+	}
+	return at, nil
 }
 
 func unlisted(err error) error {
@@ -197,6 +242,9 @@ func jobFilter(given url.Values, known []string) (f projections.JobFilter, err e
 		return f, err
 	}
 	if f.Until, err = moment("until", given.Get("until")); err != nil {
+		return f, err
+	}
+	if f.At, err = pastTime(given, time.Now()); err != nil {
 		return f, err
 	}
 	if prefix := given.Get("q"); prefix != "" {

@@ -33,6 +33,7 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionQuery("since", "Requested at this time or later, RFC 3339"), fuego.OptionQuery("until", "Requested before this time, RFC 3339"),
 		fuego.OptionQuery("q", "Only jobs whose id begins so. File names are kept encrypted and cannot be searched for"),
 		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
+		fuego.OptionQuery("at", "A time, RFC 3339, to the microsecond: the jobs as they were then"),
 		problems(422, 503))
 	fuego.Get(f, "/api/jobs", s.jobs,
 		fuego.OptionOperationID("jobs"), fuego.OptionSummary("List jobs"),

@@ -96,4 +96,6 @@ func named(names []string, ops []*events.OperationState) bool {
 type located struct {
 	events.Event
 	offset int64
+	// later says that it is later than the state that is asked for (Until).
+	later bool
 }

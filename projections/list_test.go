@@ -19,22 +19,26 @@ import (
 	"github.com/pixtools/pixtools/projections"
 )
 
-// lives tells what becomes of jobs from the one number to the other, as it may: with clocks that differ by some
-// seconds, repeats, outcomes that come too late, cancellations, retries, webhooks that fail
-// and deletions. It gives the times of all events.
-func (w *world) lives(steps, from, to int, random *rand.Rand) (times []time.Time) {
-	skew := map[string]time.Duration{"pixtools/api": 2 * time.Second, "pixtools/op": -3 * time.Second, "pixtools/saga": 0}
+// lives tells what becomes of jobs from the one number to the other, as it may: with clocks
+// that differ by some seconds, pauses of up to some time, repeats, outcomes that come too
+// late, cancellations, retries, webhooks that fail and deletions. It gives the times of all
+// events, and of those that are earlier than what their job was told before.
+func (w *world) lives(steps, from, to int, pause time.Duration, random *rand.Rand) (times, backwards []time.Time) {
+	skew := map[string]time.Duration{"api": 2 * time.Second, "webp": -3 * time.Second, "avif": 5 * time.Second}
 	at := testDay
 	var told []events.Event
 	tell := func(id, source string, m proto.Message) {
-		e := events.New(id, at.Add(skew[source]), source, "req", m)
+		e := events.New(id, at.Add(skew[source]), "pixtools/"+source, "req", m)
+		if e.Time.Before(w.folded[id].GetUpdatedAt().AsTime()) {
+			backwards = append(backwards, e.Time)
+		}
 		r, err := e.Record()
 		require.NoError(w.t, err)
 		w.tellRecord(r)
 		told, times = append(told, e), append(times, e.Time)
 	}
 	for range steps {
-		at = at.Add(time.Duration(random.Int64N(int64(3 * time.Hour))))
+		at = at.Add(time.Duration(random.Int64N(int64(pause))))
 		id := events.JobID("test", fmt.Sprint(from+random.IntN(to-from)))
 		job := w.folded[id]
 		if len(told) > 0 && random.IntN(10) == 0 { // told again, however late
@@ -49,39 +53,39 @@ func (w *world) lives(steps, from, to int, random *rand.Rand) (times []time.Time
 			for _, op := range [][]string{{"webp"}, {"avif", "webp"}, {"jpg", "avif", "webp"}}[random.IntN(3)] {
 				m.Operations = append(m.Operations, &events.Operation{Name: op})
 			}
-			tell(id, "pixtools/api", m)
+			tell(id, "api", m)
 		case job.Settled():
 			ended, err := commands.Finalize{Cause: events.Event{JobID: id}, At: at}.Decide(job)
 			require.NoError(w.t, err)
-			tell(id, "pixtools/saga", ended[0].Message)
+			tell(id, "saga", ended[0].Message)
 		case job.GetPhase() == events.Phase_PHASE_OPEN:
 			if random.IntN(10) == 0 {
-				tell(id, "pixtools/api", &events.JobCancelRequested{Revision: job.GetRevision()})
+				tell(id, "api", &events.JobCancelRequested{Revision: job.GetRevision()})
 				continue
 			}
 			op, revision := job.GetOperations()[random.IntN(len(job.GetOperations()))], job.GetRevision()
 			switch random.IntN(5) { // of one that has ended it is late, and means nothing
 			case 0, 1:
-				tell(id, "pixtools/op", &events.OperationStarted{Revision: revision, Operation: op.GetName(), Attempt: op.GetAttempt() + 1})
+				tell(id, op.GetName(), &events.OperationStarted{Revision: revision, Operation: op.GetName(), Attempt: op.GetAttempt() + 1})
 			case 2:
-				tell(id, "pixtools/op", &events.OperationFailed{Revision: revision, Operation: op.GetName(), Attempt: max(op.GetAttempt(), 1), Code: "corrupt"})
+				tell(id, op.GetName(), &events.OperationFailed{Revision: revision, Operation: op.GetName(), Attempt: max(op.GetAttempt(), 1), Code: "corrupt"})
 			default:
-				tell(id, "pixtools/op", &events.OperationCompleted{Revision: revision, Operation: op.GetName(), Attempt: max(op.GetAttempt(), 1),
+				tell(id, op.GetName(), &events.OperationCompleted{Revision: revision, Operation: op.GetName(), Attempt: max(op.GetAttempt(), 1),
 					Artifact: &events.Artifact{Bytes: random.Int64N(1000), Sha256: "bb"}, CpuTime: durationpb.New(time.Duration(random.Int64N(int64(time.Second))))})
 			}
 		case random.IntN(4) == 0:
 			again, err := commands.Retry{MaxRevisions: 3, At: at}.Decide(job)
 			if err == nil { // it has what is to be retried
-				tell(id, "pixtools/api", again[0].Message)
+				tell(id, "api", again[0].Message)
 			}
 		case random.IntN(3) == 0:
-			tell(id, "pixtools/op", &events.WebhookScheduled{Revision: job.GetRevision(), Attempt: job.GetWebhook().GetAttempt() + 1, Due: timestamppb.New(at)})
-			tell(id, "pixtools/op", &events.WebhookFailed{Revision: job.GetRevision(), Attempt: job.GetWebhook().GetAttempt() + 1, Final: random.IntN(2) == 0})
+			tell(id, "webhooks", &events.WebhookScheduled{Revision: job.GetRevision(), Attempt: job.GetWebhook().GetAttempt() + 1, Due: timestamppb.New(at)})
+			tell(id, "webhooks", &events.WebhookFailed{Revision: job.GetRevision(), Attempt: job.GetWebhook().GetAttempt() + 1, Final: random.IntN(2) == 0})
 		case random.IntN(20) == 0:
-			tell(id, "pixtools/api", &events.JobDeleted{})
+			tell(id, "api", &events.JobDeleted{})
 		}
 	}
-	return times
+	return times, backwards
 }
 
 // all pages through a list.
@@ -106,7 +110,7 @@ func (w *world) all(reader *projections.Reader, f projections.JobFilter, limit i
 func TestListsOfJobs(t *testing.T) {
 	w := newWorld(t)
 	w.mutedProjector()
-	w.lives(1500, 0, 150, rand.New(rand.NewPCG(20, 1)))
+	w.lives(1500, 0, 150, 3*time.Hour, rand.New(rand.NewPCG(20, 1)))
 	w.caughtUp()
 	var jobs []*events.Job
 	for _, job := range w.folded {
@@ -197,4 +201,72 @@ func TestListsOfJobs(t *testing.T) {
 	second, _, err := w.reader.Jobs(w.ctx(), projections.JobFilter{Tenant: "test"}, &projections.JobPlace{CreatedAt: first[9].CreatedAt, ID: first[9].ID}, 1000)
 	require.NoError(t, err)
 	require.Equal(t, rest, second)
+}
+
+// A list of a past time, and its totals, are those of a read model that was built up to that time.
+func TestPastLists(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.BatchRecords = 5 // so that a rebuild lets jobs go that come back
+	w.mutedProjector()
+	random := rand.New(rand.NewPCG(21, 1))
+	// A clock that is an hour ahead, and then, when the job was let go, one that is right.
+	began, ahead := testDay.Add(-2*time.Hour), events.JobID("test", "ahead")
+	request := &events.JobRequested{Tenant: "test", Operations: []*events.Operation{{Name: "webp"}, {Name: "avif"}}}
+	w.tell(ahead, began, request)
+	w.tell(ahead, began.Add(time.Hour), &events.OperationStarted{Revision: 1, Operation: "avif", Attempt: 1})
+	for i := range 60 {
+		w.tell(events.JobID("test", fmt.Sprint("other", i)), began, request)
+	}
+	w.tell(ahead, began.Add(time.Second), &events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1})
+	var times, backwards []time.Time
+	for group := range 12 { // of few jobs each, so that clocks that differ bring their events out of order
+		t, b := w.lives(100, group*5, group*5+5, 2*time.Second, random)
+		times, backwards = append(times, t...), append(backwards, b...)
+	}
+	w.caughtUp()
+	slices.SortFunc(times, time.Time.Compare)
+	r := w.replayer(func(c *projections.ReplayConfig) { c.HeldJobs, c.Workers = 2, 1 })
+	w.begin(r)
+	// At an event, where clocks differ, and a moment later; before all and after all.
+	require.Greater(t, len(backwards), 50)
+	asked := []time.Time{began.Add(-time.Hour).Truncate(time.Microsecond), times[len(times)-1].Truncate(time.Second).Add(time.Hour), began.Add(time.Minute), began.Add(time.Hour)}
+	for range 6 {
+		at := backwards[random.IntN(len(backwards))].Truncate(time.Microsecond)
+		asked = append(asked, at, at.Add(time.Microsecond))
+	}
+	seen, changed := map[projections.Standing]bool{}, 0
+	for _, at := range asked {
+		built, err := r.Build(w.ctx(), projections.Until{Text: at.Format(time.RFC3339Nano), Time: at}, silent)
+		require.NoError(t, err)
+		pool, err := projections.Open(w.cfg, built.Name)
+		require.NoError(t, err)
+		past := projections.NewReader(w.cfg, pool, w.logID, quiet)
+		middle := at.Add(-30 * time.Second)
+		for _, filter := range []projections.JobFilter{
+			{}, {Standings: []projections.Standing{projections.Processing}}, {Standings: []projections.Standing{projections.Failed, projections.Cancelled}},
+			{Operation: "avif", Until: middle}, {Since: middle},
+		} {
+			filter.Tenant = "test"
+			want := w.all(past, filter, 1000)
+			wantTotals, err := past.Totals(w.ctx(), filter)
+			require.NoError(t, err)
+			filter.At = at
+			require.Equal(t, want, w.all(w.reader, filter, 7), "at %s: %+v", at, filter)
+			have, err := w.reader.Totals(w.ctx(), filter)
+			require.NoError(t, err)
+			require.Equal(t, wantTotals, have)
+			for _, job := range want {
+				seen[job.Standing] = true
+				if projections.StandingOf(w.folded[job.ID.String()]) != job.Standing {
+					changed++
+				}
+			}
+		}
+		pool.Close()
+		require.NoError(t, r.Drop(w.ctx(), built.Name))
+	}
+	require.GreaterOrEqual(t, len(seen), 6, "%v", seen)
+	require.Positive(t, changed, "what was is not what is")
+	require.Empty(t, w.all(w.reader, projections.JobFilter{At: asked[0]}, 10))
+	require.Equal(t, w.all(w.reader, projections.JobFilter{}, 10), w.all(w.reader, projections.JobFilter{At: asked[1]}, 10))
 }

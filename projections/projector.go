@@ -236,7 +236,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		case err != nil:
 			s.log.Error("projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		default:
-			batch = append(batch, located{e, r.Offset})
+			batch = append(batch, located{Event: e, offset: r.Offset})
 		}
 	})
 	if len(moved) == 0 {

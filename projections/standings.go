@@ -62,26 +62,29 @@ func (s Standing) open() bool { return s == Pending || s == Processing }
 
 // A job's row keeps when it came to stand how, each change as one number: the time, in
 // microseconds since 1970, and the standing in the lowest bits. The time is the state's
-// UpdatedAt, which never goes back, so the numbers ascend; and how the job stood at a time
-// is in the last one that is less than the first of the next microsecond.
+// UpdatedAt, which never goes back; so how the job stood at a time is in the last number
+// that is less than the first of the next microsecond. Times between two microseconds are
+// rounded up: what happened after a time is not taken for earlier.
 const standingBits = 4
+
+const roundUp = time.Microsecond - 1
 
 // before is the number that all changes up to a time are less than.
 func before(at time.Time) int64 { return (at.UnixMicro() + 1) << standingBits }
 
 // standingAt says, in SQL, how a job stood; $1 is before(at). NULL: it was not there.
 const standingAt = `CASE WHEN changes[cardinality(changes)] < $1 THEN standing
-	ELSE (SELECT (max(c) & 15)::smallint FROM unnest(changes) c WHERE c < $1) END`
+	ELSE (changes[(SELECT count(*) FROM unnest(changes) c WHERE c < $1)] & 15)::smallint END`
 
-// addChange notes how a job stands now; changes itself is never altered. Beyond longestHistory the last one
-// stands for all that were there since.
+// addChange notes how a job stands now; what changes has is never altered. Beyond
+// longestHistory the last one stands for all that were since.
 func addChange(changes []int64, job *events.Job) []int64 {
 	standing := StandingOf(job)
 	n := len(changes)
 	if n > 0 && standingOf(changes[n-1]) == standing {
 		return changes
 	}
-	change := job.GetUpdatedAt().AsTime().UnixMicro()<<standingBits | int64(standing)
+	change := job.GetUpdatedAt().AsTime().Add(roundUp).UnixMicro()<<standingBits | int64(standing)
 	if n == longestHistory {
 		changes = slices.Clone(changes[:n-1])
 	}

@@ -56,12 +56,12 @@ func TestUsage(t *testing.T) {
 	w.cfg.BatchRecords = 20
 	stop := w.mutedProjector()
 	w.mutedProjector() // at the same rows
-	w.lives(400, 0, 40, rand.New(rand.NewPCG(30, 1)))
+	w.lives(400, 0, 40, 3*time.Hour, rand.New(rand.NewPCG(30, 1)))
 	w.caughtUp()
 	stop()
-	w.lives(400, 40, 80, rand.New(rand.NewPCG(31, 1)))
+	w.lives(400, 40, 80, 3*time.Hour, rand.New(rand.NewPCG(31, 1)))
 	require.NoError(t, w.postgres.Kill())
-	w.lives(200, 0, 80, rand.New(rand.NewPCG(32, 1)))
+	w.lives(200, 0, 80, 3*time.Hour, rand.New(rand.NewPCG(32, 1)))
 	require.NoError(t, w.postgres.Restart())
 	w.caughtUp()
 	require.Greater(t, len(w.used), 20)
@@ -152,11 +152,10 @@ func TestUsage(t *testing.T) {
 	_, err = r.Promote(w.ctx(), built.Name, silent)
 	require.NoError(t, err)
 	w.caughtUp()
-	w.lives(200, 0, 80, rand.New(rand.NewPCG(33, 1)))
+	w.lives(200, 0, 80, 3*time.Hour, rand.New(rand.NewPCG(33, 1)))
 	w.caughtUp()
 	_, err = r.Rollback(w.ctx(), silent) // with what was changed by hand
 	require.NoError(t, err)
 	_, d = audit()
 	require.EqualValues(t, 3, d.Usage)
 }
-

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -82,11 +83,22 @@ func TestListJobs(t *testing.T) {
 	require.Equal(t, http.StatusOK, p.ask(http.MethodGet, "/api/jobs/totals?operation=avif", nil, &totals))
 	require.EqualValues(t, 1, totals.Jobs)
 
+	// As it was when the third was requested, and just before.
+	then := third.CreatedAt.Add(time.Microsecond - 1).Truncate(time.Microsecond)
+	require.Equal(t, ids[2:], p.pages("limit=2&at="+then.Format(time.RFC3339Nano)))
+	require.Equal(t, ids[3:], p.pages("at="+then.Add(-time.Microsecond).Format(time.RFC3339Nano)))
+	require.Equal(t, ids[2:3], p.pages("status=PENDING&operation=jpg&at="+then.Format(time.RFC3339Nano)))
+	require.Equal(t, http.StatusOK, p.ask(http.MethodGet, "/api/jobs/totals?operation=jpg&at="+then.Format(time.RFC3339Nano), nil, &totals))
+	require.EqualValues(t, 1, totals.Status["PENDING"])
+	require.Equal(t, ids, p.pages("at="+url.QueryEscape(time.Now().Format(time.RFC3339Nano))))
+
 	require.Equal(t, http.StatusOK, p.ask(http.MethodGet, "/api/jobs?limit=2", nil, &page))
+	position := response.Header.Get(api.PositionHeader)
 	for query, field := range map[string]string{
 		"limit=0": "limit", "limit=4": "limit", "limit=x": "limit", "status=DONE": "status", "status=FAILED,": "status", "outcome=FAILED&status=COMPLETED": "outcome",
 		"operation=gif": "operation", "since=yesterday": "since", "until=2026-11-24": "until", "q=x": "q", "q=" + ids[0] + "0": "q", "q=01234567f": "q",
-		"cursor=x": "cursor", "cursor=" + *page.Next + "&operation=webp": "cursor", "after=x": "after", "page=2": "page", "status=FAILED&status=PENDING": "status",
+		"cursor=x": "cursor", "cursor=" + *page.Next + "&operation=webp": "cursor", "after=x": "after", "at=" + position: "at", "at=yesterday": "at", "at=2100-01-01T00:00:00Z": "at",
+		"at=2026-01-01T00:00:00Z&after=" + position: "at", "cursor=" + *page.Next + "&at=2026-01-01T00:00:00Z": "cursor", "page=2": "page", "status=FAILED&status=PENDING": "status",
 	} {
 		var problem api.Problem
 		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, "/api/jobs?"+query, nil, &problem), query)
