@@ -3,6 +3,7 @@ package projections
 import (
 	"encoding/binary"
 	"errors"
+	"strings"
 
 	"github.com/pixtools/pixtools/events"
 )
@@ -57,9 +58,9 @@ type row struct {
 	history history
 	// changes say how it stood, and since when: see standings.go.
 	changes []int64
-	// operations are the names of those asked for. A state forgets them when its job is
-	// deleted; what was counted before stays.
-	operations []string
+	// operations are the names of those asked for, with commas. A state forgets them when its
+	// job is deleted; what was counted before stays.
+	operations string
 }
 
 // after is the row with one more event, at offset, and what that made of the job.
@@ -71,25 +72,24 @@ func (r row) after(next *events.Job, offset int64) row {
 	}
 	r.changes = addChange(r.changes, next)
 	if next.GetPhase() != events.Phase_PHASE_DELETED && !named(r.operations, next.GetOperations()) {
-		r.operations = make([]string, 0, len(next.GetOperations())) // never nil, which COPY would take for NULL
+		var names []string
 		for _, op := range next.GetOperations() {
-			r.operations = append(r.operations, op.GetName())
+			names = append(names, op.GetName())
 		}
+		r.operations = strings.Join(names, ",")
 	}
 	return r
 }
 
-// named says whether these are the operations' names; of a row that has none yet they are not.
-func named(names []string, ops []*events.OperationState) bool {
-	if names == nil || len(names) != len(ops) {
-		return false
-	}
-	for i, op := range ops {
-		if names[i] != op.GetName() {
+// named says whether these are the operations' names.
+func named(names string, ops []*events.OperationState) bool {
+	for _, op := range ops {
+		var name string
+		if name, names, _ = strings.Cut(names, ","); name != op.GetName() {
 			return false
 		}
 	}
-	return true
+	return names == ""
 }
 
 // located is an event and where it lies.

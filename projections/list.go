@@ -68,7 +68,7 @@ func (f JobFilter) where() (standing, conditions string, args []any) {
 		must("created_at < $%d", f.Until)
 	}
 	if f.Operation != "" {
-		must("operations @> ARRAY[$%d::text]", f.Operation)
+		must("$%d = ANY(string_to_array(operations, ','))", f.Operation)
 	}
 	if f.To != uuid.Nil {
 		must("job_id >= $%d", f.From)
@@ -102,14 +102,14 @@ func (r *Reader) Jobs(ctx context.Context, f JobFilter, behind *JobPlace, limit 
 		upTo = before(f.At)
 	}
 	var job ListedJob
-	var operations []string
+	var operations string
 	var changes []int64
 	err = r.each(ctx, query, args, []any{&job.ID, &job.CreatedAt, &operations, &changes}, func() error {
 		for len(changes) > 0 && changes[len(changes)-1] >= upTo {
 			changes = changes[:len(changes)-1]
 		}
 		listed := job
-		listed.CreatedAt, listed.Operations = job.CreatedAt.UTC(), append([]string{}, operations...)
+		listed.CreatedAt, listed.Operations = job.CreatedAt.UTC(), namesOf(operations)
 		listed.Standing, listed.Since, listed.Revision = stood(changes)
 		page = append(page, listed)
 		return nil
@@ -118,6 +118,14 @@ func (r *Reader) Jobs(ctx context.Context, f JobFilter, behind *JobPlace, limit 
 		return page[:limit], true, nil
 	}
 	return page, false, err
+}
+
+// namesOf are the names of a row's operations.
+func namesOf(operations string) []string {
+	if operations == "" {
+		return []string{}
+	}
+	return strings.Split(operations, ",")
 }
 
 // JobTotals counts jobs by how they stand, and those of each operation.
@@ -130,13 +138,13 @@ type JobTotals struct {
 func (r *Reader) Totals(ctx context.Context, f JobFilter) (JobTotals, error) {
 	standing, conditions, args := f.where()
 	totals := JobTotals{Jobs: map[Standing]int64{}, ByOperation: map[string]map[Standing]int64{}}
-	var operations []string
+	var operations string
 	var stands Standing
 	var count int64
 	query := fmt.Sprintf("SELECT operations, (%s) AS stands, count(*) FROM jobs WHERE %s GROUP BY 1, 2", standing, conditions)
 	err := r.each(ctx, query, args, []any{&operations, &stands, &count}, func() error {
 		totals.Jobs[stands] += count
-		for _, op := range operations {
+		for _, op := range namesOf(operations) {
 			if totals.ByOperation[op] == nil {
 				totals.ByOperation[op] = map[Standing]int64{}
 			}

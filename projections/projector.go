@@ -392,14 +392,14 @@ func readRows[ID string | [16]byte](ctx context.Context, in querier, ids []ID) (
 	rows := map[string]row{}
 	var state, places []byte
 	var changes []int64
-	var operations []string
+	var operations string
 	_, err = pgx.ForEachRow(found, []any{&state, &places, &changes, &operations}, func() error {
 		job := &events.Job{}
 		if err := proto.Unmarshal(state, job); err != nil {
 			return fmt.Errorf("a stored state cannot be decoded; rebuild the read model: %w", err)
 		}
 		history, err := loadHistory(slices.Clone(places))
-		rows[job.GetId()] = row{job, history, slices.Clone(changes), slices.Clone(operations)}
+		rows[job.GetId()] = row{job, history, slices.Clone(changes), operations}
 		return err
 	})
 	if err != nil {
@@ -435,13 +435,13 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		// Commas, since Postgres' arrays of arrays are rectangles.
 		pending, running = append(pending, strings.Join(waits, ",")), append(running, strings.Join(runs, ","))
 		opened = append(opened, job.Opened())
-		operations, standings = append(operations, strings.Join(r.operations, ",")), append(standings, int16(StandingOf(job)))
+		operations, standings = append(operations, r.operations), append(standings, int16(StandingOf(job)))
 		changes = append(changes, joined(r.changes))
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at,
 			operations, standing, changes)
 		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened,
-			string_to_array(operations, ','), standing, string_to_array(changes, ',')::bigint[]
+			operations, standing, string_to_array(changes, ',')::bigint[]
 		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[],
 				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[])
 			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes)
