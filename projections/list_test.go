@@ -4,11 +4,14 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -269,4 +272,27 @@ func TestPastLists(t *testing.T) {
 	require.Positive(t, changed, "what was is not what is")
 	require.Empty(t, w.all(w.reader, projections.JobFilter{At: asked[0]}, 10))
 	require.Equal(t, w.all(w.reader, projections.JobFilter{}, 10), w.all(w.reader, projections.JobFilter{At: asked[1]}, 10))
+}
+
+// A read model of an older version, under a projector and a reader that run, is made anew by the
+// migration, with what the older one did not have.
+func TestOlderReadModel(t *testing.T) {
+	w := newWorld(t)
+	w.lives(200, 0, 20, time.Hour, rand.New(rand.NewPCG(22, 1)))
+	w.exec("DROP SCHEMA pixtools_read CASCADE")
+	w.exec("CREATE SCHEMA pixtools_read")
+	db := stdlib.OpenDBFromPool(w.pool)
+	defer db.Close()
+	older, err := goose.NewProvider(goose.DialectPostgres, db, os.DirFS("migrations"))
+	require.NoError(t, err)
+	_, err = older.UpTo(w.ctx(), 3)
+	require.NoError(t, err)
+	w.exec("INSERT INTO jobs VALUES ($1, 'test', 1, 0, 1, now(), now(), '', '', '{}', '{}', now())", events.JobID("test", "old"))
+	for partition := range partitions {
+		w.exec("INSERT INTO positions VALUES ($1, $2, 3)", w.logID[:], partition)
+	}
+	w.mutedProjector()
+	require.NoError(t, projections.Migrate(w.ctx(), w.pool, projections.Schema))
+	w.caughtUp()
+	require.NotEmpty(t, w.all(w.reader, projections.JobFilter{}, 10))
 }
