@@ -160,9 +160,11 @@ func (s *Server) jobAt(c fuego.ContextNoBody, id, at string) (Job, error) {
 	}
 	var state *events.Job
 	for _, p := range all {
-		if until(p) { // clocks differ: what is told later may have been earlier
-			state = events.Fold(state, p.Event)
+		next := events.Fold(state, p.Event)
+		if next != state && !until(p) {
+			break // clocks differ, but what came after this in the log was not before it
 		}
+		state = next
 	}
 	if state == nil {
 		return Job{}, problem(http.StatusNotFound, fmt.Sprintf("Job %s did not exist then", id))

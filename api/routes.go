@@ -26,6 +26,23 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Stores the picture and accepts a job. The answer comes once both are durable."),
 		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Accepted{}, ContentTypes: []string{"application/json"}}),
 		problems(400, 413, 422, 429, 503))
+	picked := fuego.GroupOptions(
+		fuego.OptionQuery("status", "Only jobs of this status, or of these, with commas"),
+		fuego.OptionQuery("outcome", "Only jobs of this outcome, or of these, with commas"),
+		fuego.OptionQuery("operation", "Only jobs that asked for this operation"),
+		fuego.OptionQuery("since", "Requested at this time or later, RFC 3339"), fuego.OptionQuery("until", "Requested before this time, RFC 3339"),
+		fuego.OptionQuery("q", "Only jobs whose id begins so. File names are kept encrypted and cannot be searched for"),
+		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
+		fuego.OptionQuery("at", "A time, RFC 3339, to the microsecond: the jobs as they were then"),
+		problems(422, 503))
+	fuego.Get(f, "/api/jobs", s.jobs,
+		fuego.OptionOperationID("jobs"), fuego.OptionSummary("List jobs"),
+		fuego.OptionOverrideDescription("The newest first. Jobs that come meanwhile do not move the pages that follow."),
+		fuego.OptionQuery("limit", "How many, 1 to 500 (LIST_MAX_JOBS), default 50"),
+		fuego.OptionQuery("cursor", "next of the page before; everything else as it was there"), picked)
+	fuego.Get(f, "/api/jobs/totals", s.jobTotals,
+		fuego.OptionOperationID("jobTotals"), fuego.OptionSummary("Count jobs"),
+		fuego.OptionOverrideDescription("By status, by outcome and by operation."), picked)
 	fuego.Get(f, "/api/jobs/{job_id}", s.job,
 		fuego.OptionOperationID("job"), fuego.OptionSummary("Read a job"),
 		fuego.OptionOverrideDescription("Links are signed anew at each read. Right after its submission a job is found, never 404."),
@@ -70,6 +87,13 @@ func (s *Server) routes(f *fuego.Server) {
 	fuego.Post(f, "/api/dead-letters/discard", s.discard,
 		fuego.OptionOperationID("discard"), fuego.OptionSummary("Let dead letters be"),
 		fuego.OptionOverrideDescription("They stay in the topic, and are not listed as open any more."), problems(413, 422, 503))
+	fuego.Get(f, "/api/usage", s.usage,
+		fuego.OptionOperationID("usage"), fuego.OptionSummary("What was used"),
+		fuego.OptionOverrideDescription("Operations, bytes, processor time and failures by UTC day and operation, counted from the log: each outcome once."),
+		fuego.OptionQuery("from", "The first UTC day, such as 2026-11-01"), fuego.OptionQuery("to", "The last UTC day; at most 366 days (USAGE_MAX_DAYS)"),
+		fuego.OptionQuery("operation", "Of this operation alone"), fuego.OptionQuery("group", "day, operation or total: what has a row of its own; without it, each operation of each day"),
+		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
+		problems(422, 503))
 	fuego.Get(f, "/api/queues", s.queues,
 		fuego.OptionOperationID("queues"), fuego.OptionSummary("What waits and what runs"),
 		fuego.OptionOverrideDescription("For operators: how much is to be done of each operation, and for how long it waits."),
@@ -126,8 +150,12 @@ func describe(f *fuego.Server) ([]byte, error) {
 	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
+	doc.Components.Schemas["JobPage"].Value.Properties["jobs"].Value.Items.Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	for _, op := range []*openapi3.Operation{cancel, retry, stream, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
+	}
+	for _, name := range []string{"from", "to"} { // the framework would answer in its own words where they are missing
+		doc.Paths.Value("/api/usage").Get.Parameters.GetByInAndName("query", name).Required = true
 	}
 	delete(doc.Components.Schemas, "HTTPError")
 	delete(doc.Components.Schemas, "unknown-interface")

@@ -26,9 +26,12 @@ const (
 	Changed = "changed"
 )
 
-// Change is a job that is not the same in two read models.
+// Change is a job, or a row of usage, that is not the same in two read models.
 type Change struct {
+	// JobID is the job's, or empty.
 	JobID string
+	// Usage is the row's day, operation and tenant, or empty.
+	Usage string
 	Kind  string
 	// Fields are those that differ, by their place in the state.
 	Fields []FieldChange
@@ -39,7 +42,10 @@ type FieldChange struct{ Field, Live, Other string }
 
 // Difference counts what a comparison found.
 type Difference struct {
+	// Same, Added, Missing and Changed count jobs.
 	Same, Added, Missing, Changed int64
+	// Usage counts rows of usage that are not the same.
+	Usage int64
 	// Behind is how many records the live read model lacked that the other had: it did not
 	// get there while it was waited for. What differs may be due to that.
 	Behind int64
@@ -53,8 +59,31 @@ type Difference struct {
 const liveWait = 10 * time.Second
 
 // Diff compares a read model with the live one, both at the same positions, and tells of
-// each change, in the order of the ids. A past state is compared as it is.
+// each change, in the order of the ids, and then of usage. A past state is compared as it
+// is.
 func (r *Replayer) Diff(ctx context.Context, name string, tell func(Progress), show func(Change) error) (Difference, error) {
+	return r.diff(ctx, name, tell, func(tx pgx.Tx, d *Difference) error {
+		if err := r.compare(ctx, tx, name, d, tell, show); err != nil {
+			return err
+		}
+		return r.compareUsage(ctx, tx, name, d, show)
+	})
+}
+
+// Audit makes the usage anew of the log, in a schema that it removes again, and compares it
+// with the live one.
+func (r *Replayer) Audit(ctx context.Context, tell func(Progress), show func(Change) error) (built Rebuilt, d Difference, err error) {
+	if built, err = r.Build(ctx, Until{}, tell); err != nil {
+		return built, d, err
+	}
+	d, err = r.diff(ctx, built.Name, tell, func(tx pgx.Tx, d *Difference) error { return r.compareUsage(ctx, tx, built.Name, d, show) })
+	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.read.ApplyTimeout)
+	defer cancel()
+	return built, d, errors.Join(err, r.drop(cleaning, built.Name))
+}
+
+// diff has two read models compared in one snapshot, in which both are at the same positions.
+func (r *Replayer) diff(ctx context.Context, name string, tell func(Progress), compare func(pgx.Tx, *Difference) error) (Difference, error) {
 	var d Difference
 	all, err := r.Schemas(ctx)
 	if err != nil {
@@ -78,7 +107,7 @@ func (r *Replayer) Diff(ctx context.Context, name string, tell func(Progress), s
 			return d, err
 		}
 	}
-	err = r.compare(ctx, reading, name, &d, tell, show)
+	err = compare(reading, &d)
 	return d, err
 }
 

@@ -3,6 +3,7 @@ package projections
 import (
 	"encoding/binary"
 	"errors"
+	"strings"
 
 	"github.com/pixtools/pixtools/events"
 )
@@ -55,10 +56,46 @@ func loadHistory(raw []byte) (history, error) {
 type row struct {
 	job     *events.Job
 	history history
+	// changes say how it stood, and since when: see standings.go.
+	changes []int64
+	// operations are the names of those asked for, with commas. A state forgets them when its
+	// job is deleted; what was counted before stays.
+	operations string
+}
+
+// after is the row with one more event, at offset, and what that made of the job.
+func (r row) after(next *events.Job, offset int64) row {
+	before := r.job
+	r.job, r.history = next, r.history.add(offset)
+	if next == before {
+		return r
+	}
+	r.changes = addChange(r.changes, next)
+	if next.GetPhase() != events.Phase_PHASE_DELETED && !named(r.operations, next.GetOperations()) {
+		var names []string
+		for _, op := range next.GetOperations() {
+			names = append(names, op.GetName())
+		}
+		r.operations = strings.Join(names, ",")
+	}
+	return r
+}
+
+// named says whether these are the operations' names.
+func named(names string, ops []*events.OperationState) bool {
+	for _, op := range ops {
+		var name string
+		if name, names, _ = strings.Cut(names, ","); name != op.GetName() {
+			return false
+		}
+	}
+	return names == ""
 }
 
 // located is an event and where it lies.
 type located struct {
 	events.Event
 	offset int64
+	// later says that it is later than the state that is asked for (Until).
+	later bool
 }

@@ -42,6 +42,7 @@ type world struct {
 	// folded is what a fold of the log gives, kept up as events are produced.
 	folded map[string]*events.Job
 	places map[string][]int64
+	used   map[string]projections.Used
 	last   map[int32]int64
 }
 
@@ -52,7 +53,7 @@ func newWorld(t *testing.T) *world {
 	postgres, err := testenv.StartPostgres()
 	require.NoError(t, err)
 	t.Cleanup(postgres.Stop)
-	w := &world{t: t, postgres: postgres, folded: map[string]*events.Job{}, places: map[string][]int64{}, last: map[int32]int64{},
+	w := &world{t: t, postgres: postgres, folded: map[string]*events.Job{}, places: map[string][]int64{}, used: map[string]projections.Used{}, last: map[int32]int64{},
 		opts: []kgo.Opt{kgo.SeedBrokers(cluster.Brokers()...), kgo.SessionTimeout(6 * time.Second), kgo.HeartbeatInterval(500 * time.Millisecond)}}
 	w.client, err = kgo.NewClient(w.opts...)
 	require.NoError(t, err)
@@ -102,9 +103,20 @@ func (w *world) produce(e events.Event) {
 	r, err := e.Record()
 	require.NoError(w.t, err)
 	require.NoError(w.t, w.client.ProduceSync(w.ctx(), r).FirstErr())
-	w.folded[e.JobID] = events.Fold(w.folded[e.JobID], e)
-	w.places[e.JobID] = append(w.places[e.JobID], r.Offset)
 	w.last[r.Partition] = r.Offset
+	w.fold(e, r.Offset)
+}
+
+// fold keeps what a fold of the log gives.
+func (w *world) fold(e events.Event, offset int64) {
+	before := w.folded[e.JobID]
+	next := events.Fold(before, e)
+	if next == nil {
+		return
+	}
+	w.folded[e.JobID] = next
+	w.places[e.JobID] = append(w.places[e.JobID], offset)
+	w.count(before, next, e)
 }
 
 // produceJobs tells the lives of some jobs, interleaved, with repeats.
@@ -145,6 +157,7 @@ func (w *world) caughtUp() {
 	var rows int
 	require.NoError(w.t, w.pool.QueryRow(w.ctx(), "SELECT count(*) FROM jobs").Scan(&rows))
 	require.Len(w.t, w.folded, rows)
+	require.Equal(w.t, w.used, w.usageOf(projections.Schema))
 }
 
 // Projectors stop, start and overlap; the database dies under them; records repeat:

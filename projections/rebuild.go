@@ -62,7 +62,9 @@ func (r *Replayer) At(ctx context.Context, p events.Position) (Until, error) {
 	}
 }
 
-// leavesOut says whether an event is not part of the state.
+// leavesOut says whether an event is later than the state. A job is as it was before the
+// first such event that changed it: what the log has of it behind that is left out, too,
+// whatever its time. Clocks differ, and otherwise one would be shown a job as it never was.
 func (u Until) leavesOut(partition int32, offset int64, at time.Time) bool {
 	if u.Position != nil && u.Position.Partition == partition {
 		return offset > u.Position.Offset
@@ -316,6 +318,9 @@ type held struct {
 	row
 	// stored says that the table has it, as it was before it came back.
 	stored bool
+	// past says that it was changed later than the state that is asked for. One that began
+	// later has no job.
+	past bool
 }
 
 // worker folds the events of its partitions and writes the jobs that it lets go.
@@ -331,7 +336,16 @@ type worker struct {
 	written    *bloom.BloomFilter
 	batch      []located
 	ids        [][16]byte
+	// past are the jobs that were let go and changed later than the state that is asked for. Of those
+	// that only began later nothing is kept: were such a job's beginning told once more, long after and
+	// with an earlier time, it would be taken for new.
+	past map[[16]byte]struct{}
+	// used is what is to be added to the table usage.
+	used ledger
 }
+
+// heldAccounts are as many rows of usage as a worker keeps, before it adds them to the table.
+const heldAccounts = 10_000
 
 // filterHashes is how many bits a job sets in the filter.
 const filterHashes = 4
@@ -339,7 +353,7 @@ const filterHashes = 4
 func (b *build) worker() (*worker, error) {
 	n := b.cfg.workers()
 	most := max(b.cfg.HeldJobs/n/2, 1)
-	return &worker{build: b, most: most, young: map[[16]byte]*held{}, old: map[[16]byte]*held{},
+	return &worker{build: b, most: most, young: map[[16]byte]*held{}, old: map[[16]byte]*held{}, used: ledger{}, past: map[[16]byte]struct{}{},
 		written: bloom.New(uint(b.cfg.FilterBytes/n*8), filterHashes)}, nil
 }
 
@@ -353,7 +367,10 @@ func (w *worker) run(ctx context.Context, chunks <-chan chunk) error {
 	if err := w.write(ctx, w.old); err != nil {
 		return err
 	}
-	return w.write(ctx, w.young)
+	if err := w.write(ctx, w.young); err != nil {
+		return err
+	}
+	return w.used.write(ctx, w.pool)
 }
 
 func (w *worker) take(ctx context.Context, c chunk) error {
@@ -369,26 +386,39 @@ func (w *worker) take(ctx context.Context, c chunk) error {
 			}
 			continue
 		}
-		if w.until.leavesOut(r.Partition, r.Offset, e.Time) {
-			continue
-		}
-		w.batch, w.ids = append(w.batch, located{e, r.Offset}), append(w.ids, uuid.MustParse(e.JobID))
+		w.batch, w.ids = append(w.batch, located{e, r.Offset, w.until.leavesOut(r.Partition, r.Offset, e.Time)}), append(w.ids, uuid.MustParse(e.JobID))
 	}
 	if err := w.comeBack(ctx); err != nil {
 		return err
 	}
 	for i, e := range w.batch {
 		id := w.ids[i]
+		if _, past := w.past[id]; past {
+			continue
+		}
 		h := w.find(id)
 		if h == nil {
 			h = &held{}
 		}
-		h.job = foldOne(w.log, h.job, e.Event)
-		if h.job == nil {
+		next := foldOne(w.log, h.job, e.Event)
+		if next == nil || h.past {
 			continue // of a job that nobody requested
 		}
-		h.history = h.history.add(e.offset)
+		if e.later {
+			if h.past = next != h.job; h.past {
+				w.young[id] = h
+			}
+			continue
+		}
+		w.used.add(h.job, next, e.Event)
+		h.row = h.after(next, e.offset)
 		w.young[id] = h
+	}
+	if len(w.used) >= heldAccounts {
+		if err := w.used.write(ctx, w.pool); err != nil {
+			return err
+		}
+		clear(w.used)
 	}
 	if len(w.young) >= w.most { // not in between: who came back for this chunk must stay for it
 		return w.age(ctx)
@@ -413,7 +443,7 @@ func (w *worker) find(id [16]byte) *held {
 func (w *worker) comeBack(ctx context.Context) error {
 	var missing [][16]byte
 	for _, id := range w.ids {
-		if w.young[id] == nil && w.old[id] == nil && w.written.Test(id[:]) {
+		if _, past := w.past[id]; !past && w.young[id] == nil && w.old[id] == nil && w.written.Test(id[:]) {
 			missing = append(missing, id)
 		}
 	}
@@ -425,7 +455,7 @@ func (w *worker) comeBack(ctx context.Context) error {
 		return err
 	}
 	for id, row := range found {
-		w.young[uuid.MustParse(id)] = &held{row, true}
+		w.young[uuid.MustParse(id)] = &held{row: row, stored: true}
 	}
 	return nil
 }
@@ -444,6 +474,12 @@ func (w *worker) age(ctx context.Context) error {
 func (w *worker) write(ctx context.Context, jobs map[[16]byte]*held) error {
 	fresh, again := make([][16]byte, 0, len(jobs)), map[string]row{}
 	for id, h := range jobs {
+		if h.job == nil {
+			continue
+		}
+		if h.past {
+			w.past[id] = struct{}{}
+		}
 		if !h.stored {
 			fresh = append(fresh, id)
 			continue
@@ -487,7 +523,8 @@ func (w *worker) writeAgain(ctx context.Context, rows map[string]row) error {
 	return err
 }
 
-var jobColumns = []string{"job_id", "tenant", "phase", "outcome", "revision", "created_at", "updated_at", "state", "events", "pending", "running", "opened_at"}
+var jobColumns = []string{"job_id", "tenant", "phase", "outcome", "revision", "created_at", "updated_at", "state", "events", "pending", "running", "opened_at",
+	"operations", "standing", "changes"}
 
 func copied(id [16]byte, r row) ([]any, error) {
 	job := r.job
@@ -497,5 +534,6 @@ func copied(id [16]byte, r row) ([]any, error) {
 	}
 	pending, running := work(job)
 	return []any{id, job.GetTenant(), int16(job.GetPhase()), int16(job.GetOutcome()), job.GetRevision(),
-		job.GetRequestedAt().AsTime(), job.GetUpdatedAt().AsTime(), raw, r.history.raw, pending, running, job.Opened()}, nil
+		job.GetRequestedAt().AsTime(), job.GetUpdatedAt().AsTime(), raw, r.history.raw, pending, running, job.Opened(),
+		r.operations, int16(StandingOf(job)), r.changes}, nil
 }

@@ -72,10 +72,7 @@ func (w *world) tellRecord(r *kgo.Record) events.Position {
 	require.NoError(w.t, w.client.ProduceSync(w.ctx(), r).FirstErr())
 	w.last[r.Partition] = r.Offset
 	if e, err := events.Decode(r); err == nil {
-		if next := events.Fold(w.folded[e.JobID], e); next != nil {
-			w.folded[e.JobID] = next
-			w.places[e.JobID] = append(w.places[e.JobID], r.Offset)
-		}
+		w.fold(e, r.Offset)
 	}
 	return events.Position{Log: w.logID, Partition: r.Partition, Offset: r.Offset}
 }
@@ -120,10 +117,7 @@ func (w *world) randomly(steps, from, to int, random *rand.Rand) {
 			require.NoError(w.t, transactional.EndTransaction(w.ctx(), end))
 			w.last[r.Partition] = r.Offset + 1 // the marker
 			if e, err := events.Decode(r); err == nil && end == kgo.TryCommit {
-				if next := events.Fold(w.folded[e.JobID], e); next != nil {
-					w.folded[e.JobID] = next
-					w.places[e.JobID] = append(w.places[e.JobID], r.Offset)
-				}
+				w.fold(e, r.Offset)
 			}
 		}
 	}
@@ -139,7 +133,9 @@ func (w *world) exec(sql string, args ...any) {
 func (w *world) rowsThatDiffer(a, b string) (n int) {
 	err := w.pool.QueryRow(w.ctx(), fmt.Sprintf(`SELECT count(*) FROM (
 		(TABLE %[1]s.jobs EXCEPT TABLE %[2]s.jobs) UNION ALL (TABLE %[2]s.jobs EXCEPT TABLE %[1]s.jobs)
-		UNION ALL (SELECT NULL, NULL, partition::smallint, NULL, NULL, NULL, NULL, log_id, NULL, NULL, NULL, NULL FROM (
+		UNION ALL (SELECT NULL, tenant, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM (
+			(TABLE %[1]s.usage EXCEPT TABLE %[2]s.usage) UNION ALL (TABLE %[2]s.usage EXCEPT TABLE %[1]s.usage)) u)
+		UNION ALL (SELECT NULL, NULL, partition::smallint, NULL, NULL, NULL, NULL, log_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM (
 			(TABLE %[1]s.positions EXCEPT TABLE %[2]s.positions) UNION ALL (TABLE %[2]s.positions EXCEPT TABLE %[1]s.positions)) p)) d`, a, b)).Scan(&n)
 	require.NoError(w.t, err)
 	return n
@@ -213,7 +209,7 @@ func TestRebuildIsTheLiveReadModel(t *testing.T) {
 	w.exec("UPDATE jobs SET state = $2, events = $3 WHERE job_id = $1", ids[0], raw, []byte{7})
 	w.exec("UPDATE jobs SET revision = 77, pending = '{gif}' WHERE job_id = $1", ids[3])
 	w.exec("DELETE FROM jobs WHERE job_id = $1", ids[1])
-	w.exec("INSERT INTO jobs SELECT $2, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at FROM jobs WHERE job_id = $1", ids[2], added)
+	w.exec("INSERT INTO jobs SELECT $2, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at, operations, standing, changes FROM jobs WHERE job_id = $1", ids[2], added)
 	stop()
 	w.mutedProjector()
 	w.tell(ids[0], testDay, &events.JobRequested{})
@@ -445,7 +441,7 @@ func TestReadModelIsDropped(t *testing.T) {
 	w.caughtUp()
 
 	// Emptied, as a migration may, in a moment in which nothing comes.
-	w.exec("TRUNCATE jobs, positions")
+	w.exec("TRUNCATE jobs, positions, usage")
 	w.exec("SELECT pg_notify('pixtools_projection', 'anew')")
 	require.Eventually(t, func() bool {
 		var n int

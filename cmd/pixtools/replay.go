@@ -49,12 +49,12 @@ func replayCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&r.diff, "diff", false, "print the jobs that are not the same in the live read model; the exit status is 1 where there are any")
+	flags.BoolVar(&r.diff, "diff", false, "print the jobs, and the rows of usage, that are not the same in the live read model; the exit status is 1 where there are any")
 	flags.BoolVar(&r.promote, "promote", false, "make it the live read model, in one transaction")
 	flags.BoolVar(&r.rollback, "rollback", false, "make the read model live again that was so before")
 	flags.StringVar(&r.until, "until", "", "build a past state: up to a time (2026-11-24T12:00:00Z), since a while ago (2h), or up to a position")
 	flags.StringVar(&r.schema, "schema", "", "take this read model, built before, rather than build one")
-	flags.IntVar(&r.show, "show", 20, "how many jobs --diff prints at most")
+	flags.IntVar(&r.show, "show", 20, "how many of them --diff prints at most")
 	flags.BoolVar(&r.list, "list", false, "list the read models")
 	flags.StringVar(&r.drop, "drop", "", "remove this read model")
 	for _, alone := range []string{"rollback", "list", "drop"} {
@@ -74,11 +74,29 @@ func replayCommand() *cobra.Command {
 const replayHeapGrowthPercent = 200
 
 func (r replay) run(ctx context.Context) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(replayHeapGrowthPercent)
-	}
 	if r.show < 0 {
 		return fmt.Errorf("--show is %d: it must be 0 or more jobs", r.show)
+	}
+	return withReplayer(ctx, func(replayer *projections.Replayer) error {
+		if r.list {
+			return r.printSchemas(ctx, replayer)
+		}
+		end, err := replayer.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
+		if r.drop != "" {
+			return replayer.Drop(ctx, r.drop)
+		}
+		return r.work(ctx, replayer)
+	})
+}
+
+// withReplayer finds the log and the database, and does something with a replayer of them.
+func withReplayer(ctx context.Context, do func(*projections.Replayer) error) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(replayHeapGrowthPercent)
 	}
 	p := parts{fresh: embedded.Needs{Postgres: true}}
 	if _, err := p.reach(ctx, embedded.Needs{Kafka: true, Postgres: true}); err != nil {
@@ -90,18 +108,7 @@ func (r replay) run(ctx context.Context) error {
 		return err
 	}
 	defer replayer.Close()
-	if r.list {
-		return r.printSchemas(ctx, replayer)
-	}
-	end, err := replayer.Begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer end()
-	if r.drop != "" {
-		return replayer.Drop(ctx, r.drop)
-	}
-	return r.work(ctx, replayer)
+	return do(replayer)
 }
 
 // replayer makes one for the parts.
@@ -204,18 +211,8 @@ func (r replay) printBuilt(b projections.Rebuilt, until projections.Until) {
 }
 
 func (r replay) compare(ctx context.Context, replayer *projections.Replayer, name string, m *gauge) (differ bool, err error) {
-	shown := 0
-	d, err := replayer.Diff(ctx, name, m.tell, func(c projections.Change) error {
-		if shown++; shown > r.show {
-			return nil
-		}
-		m.finish()
-		fmt.Fprintf(r.out, "%s %s\n", map[string]string{projections.Added: "+", projections.Missing: "-", projections.Changed: "~"}[c.Kind], c.JobID)
-		for _, f := range c.Fields {
-			fmt.Fprintf(r.out, "    %s: %s -> %s\n", f.Field, short(f.Live), short(f.Other))
-		}
-		return nil
-	})
+	p := changePrinter{out: r.out, most: r.show, before: m.finish}
+	d, err := replayer.Diff(ctx, name, m.tell, p.show)
 	m.finish()
 	if errors.Is(err, projections.ErrNoSchema) {
 		return false, fmt.Errorf("cannot compare: %w", err)
@@ -223,17 +220,51 @@ func (r replay) compare(ctx context.Context, replayer *projections.Replayer, nam
 	if err != nil {
 		return false, err
 	}
-	if shown > r.show {
-		fmt.Fprintf(r.out, "... and %d more\n", shown-r.show)
-	}
+	p.rest()
 	fmt.Fprintf(r.out, "compared with the live read model: %d the same, %d changed (~), %d added (+), %d missing (-)\n", d.Same, d.Changed, d.Added, d.Missing)
-	if d.Behind > 0 {
-		fmt.Fprintf(r.out, "  the live read model is %d records behind, so some of that is what it still lacks: is a projector at work?\n", d.Behind)
+	if d.Usage > 0 {
+		fmt.Fprintf(r.out, "  %d rows of usage differ\n", d.Usage)
 	}
+	printBehind(r.out, d)
 	if d.WithoutPlaces {
 		fmt.Fprintln(r.out, "  the live read model is of another log: the places of events were not compared")
 	}
-	return d.Changed+d.Added+d.Missing > 0, nil
+	return d.Changed+d.Added+d.Missing+d.Usage > 0, nil
+}
+
+func printBehind(out io.Writer, d projections.Difference) {
+	if d.Behind > 0 {
+		fmt.Fprintf(out, "  the live read model is %d records behind, so some of that is what it still lacks: is a projector at work?\n", d.Behind)
+	}
+}
+
+// changePrinter prints what is not the same, and counts what is too much to print.
+type changePrinter struct {
+	out         io.Writer
+	most, shown int
+	before      func()
+}
+
+func (p *changePrinter) show(c projections.Change) error {
+	if p.shown++; p.shown > p.most {
+		return nil
+	}
+	p.before()
+	what := c.JobID
+	if c.Usage != "" {
+		what = "usage " + c.Usage
+	}
+	fmt.Fprintf(p.out, "%s %s\n", map[string]string{projections.Added: "+", projections.Missing: "-", projections.Changed: "~"}[c.Kind], what)
+	for _, f := range c.Fields {
+		fmt.Fprintf(p.out, "    %s: %s -> %s\n", f.Field, short(f.Live), short(f.Other))
+	}
+	return nil
+}
+
+func (p *changePrinter) rest() {
+	if p.shown > p.most {
+		fmt.Fprintf(p.out, "... and %d more\n", p.shown-p.most)
+	}
 }
 
 // short keeps a value on a line.

@@ -104,7 +104,9 @@ type readModelSummary struct {
 	Changed int64 `json:"changed"`
 	Added   int64 `json:"only_rebuilt"`
 	Missing int64 `json:"only_live"`
-	Behind  int64 `json:"behind"`
+	// Usage counts rows of usage that differ.
+	Usage  int64 `json:"usage"`
+	Behind int64 `json:"behind"`
 }
 
 func (v verify) run(ctx context.Context) error {
@@ -302,6 +304,9 @@ func (v verify) compare(ctx context.Context, p *parts, tell teller) error {
 	d, err := replayer.Diff(ctx, built.Name, tell.gauge.tell, func(c projections.Change) error {
 		message := map[string]string{projections.Added: "the live read model lacks the job", projections.Missing: "the live read model has a job that the log does not have",
 			projections.Changed: "the live row is not what the log makes of it:"}[c.Kind]
+		if c.Usage != "" {
+			message = "the usage of " + c.Usage + " is not what the log makes of it:"
+		}
 		for _, f := range c.Fields {
 			message += fmt.Sprintf(" %s is %s, should be %s;", f.Field, short(f.Live), short(f.Other))
 		}
@@ -317,7 +322,7 @@ func (v verify) compare(ctx context.Context, p *parts, tell teller) error {
 	if err := errors.Join(err, dropped); err != nil {
 		return err
 	}
-	tell.ReadModel = &readModelSummary{Same: d.Same, Changed: d.Changed, Added: d.Added, Missing: d.Missing, Behind: d.Behind}
+	tell.ReadModel = &readModelSummary{Same: d.Same, Changed: d.Changed, Added: d.Added, Missing: d.Missing, Usage: d.Usage, Behind: d.Behind}
 	if d.Behind > 0 {
 		f := audit.Find(audit.ReadModel, "", "", nil, "the live read model is %d records behind the log", d.Behind)
 		f.Next = "see that a process with the role projector runs, and verify again"
@@ -375,7 +380,7 @@ func (t teller) end() error {
 	o := s.Objects
 	fmt.Fprintf(t.out, "objects: %d intact (%s), %d expired, %d missing, %d damaged, %d not looked at\n", o.Intact, mebibytes(uint64(o.Bytes)), o.Expired, o.Missing, o.Damaged, o.Left)
 	if r := s.ReadModel; r != nil {
-		fmt.Fprintf(t.out, "read model: %d jobs the same, %d changed, %d lacking, %d too many\n", r.Same, r.Changed, r.Added, r.Missing)
+		fmt.Fprintf(t.out, "read model: %d jobs the same, %d changed, %d lacking, %d too many; %d rows of usage differ\n", r.Same, r.Changed, r.Added, r.Missing, r.Usage)
 	} else {
 		fmt.Fprintln(t.out, "read model: not compared")
 	}

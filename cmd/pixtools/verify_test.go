@@ -185,6 +185,9 @@ func TestVerify(t *testing.T) {
 	tag, err := db.Exec(t.Context(), "UPDATE pixtools_read.jobs SET outcome = 3 WHERE job_id = $1", changed)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, tag.RowsAffected())
+	tag, err = db.Exec(t.Context(), "UPDATE pixtools_read.usage SET output_bytes = output_bytes + 1 WHERE operation = 'jpg'")
+	require.NoError(t, err)
+	require.EqualValues(t, 1, tag.RowsAffected())
 
 	ago := func(d time.Duration) time.Time { return time.Now().Add(-d) }
 	source := func(id string) *events.Source {
@@ -221,6 +224,7 @@ func TestVerify(t *testing.T) {
 		{audit.ObjectDamaged, tampered, "the result of webp"},
 		{audit.ObjectMissing, robbed, "the result of jpg"},
 		{audit.ReadModel, changed, "outcome is 3, should be 1"},
+		{audit.ReadModel, "", "jpg of default is not what the log makes of it: output_bytes is"},
 		{audit.NoEnd, stuck, "it waits for webp"},
 		{audit.Orphan, nobody, "JobFinalized"},
 		{audit.Illegal, early, "ends while operations have no outcome"},
@@ -235,7 +239,7 @@ func TestVerify(t *testing.T) {
 		require.True(t, of[0].Kind == audit.ReadModel || of[0].Place != nil, "%v", of[0])
 	}
 	require.Len(t, found.of(audit.Illegal, early), 2, "its end, and an operation that it does not have")
-	require.Len(t, found.findings, 10, "%v", found.findings)
+	require.Len(t, found.findings, 11, "%v", found.findings)
 	var open []string
 	for _, o := range found.open {
 		open = append(open, o.JobID)
