@@ -50,6 +50,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	if faults := commands.CheckOperations(u.operations, u.parameters, header.Format); faults != nil {
 		return Accepted{}, faults
 	}
+	s.OnSubmission(u.operations)
 	command := commands.Submit{
 		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: traceOf(r),
 		Operations: u.operations, Parameters: u.parameters,
@@ -62,6 +63,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	if err != nil {
 		return Accepted{}, err
 	}
+	s.OnSubmission(u.operations)
 	w.Header().Set("Location", "/api/jobs/"+position.jobID)
 	accepted(c, position.token)
 	return Accepted{JobID: position.jobID, Status: "PENDING"}, nil

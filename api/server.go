@@ -137,6 +137,9 @@ type Parts struct {
 	LogID   [16]byte
 	// Partitions is how many the log has.
 	Partitions int
+	// OnSubmission hears which operations a valid submission asks for, before it is written
+	// and when it was.
+	OnSubmission func(operations []string)
 	// Stopping is closed when the process is to end: then nobody's patience is used up.
 	Stopping <-chan struct{}
 	Log      *slog.Logger

@@ -45,7 +45,7 @@ func examples(t testing.TB) []proto.Message {
 			Failed:    []*OperationFailed{{Revision: 1, Operation: "png", Attempt: 1, Kind: FailureKind_FAILURE_KIND_INPUT, Code: "corrupt", Message: "the file ends early"}},
 			Cancelled: []string{"jpg"}},
 		&JobCancelRequested{Revision: 1, Reason: "not wanted"},
-		&ArtifactReplaced{Revision: 1, Operation: "webp", Artifact: artifact, ReplacedSha256: "dd", Campaign: "c1", ModelSha256: "ee"},
+		&ArtifactReplaced{Revision: 1, Operation: "webp", Artifact: artifact, ReplacedSha256: "dd", Campaign: "c1", ModelSha256: "ee", Engine: "libvips 8.18.7"},
 		&WebhookScheduled{Revision: 1, Attempt: 1, Due: timestamppb.New(testTime)},
 		&WebhookDelivered{Revision: 1, Attempt: 1, HttpStatus: 204},
 		&WebhookFailed{Revision: 1, Attempt: 1, HttpStatus: 500, Code: "status", Message: "answered 500", Final: true},
@@ -87,7 +87,7 @@ func readExample(t *testing.T, file string) *kgo.Record {
 
 // version of an event's example: raised when the message gets a field, so that the new
 // file lies beside the old.
-var version = map[string]int{"OperationRetryRequested": 2}
+var version = map[string]int{"OperationRetryRequested": 2, "ArtifactReplaced": 2}
 
 // Every event that this version writes has an example in the corpus, and this
 // version still writes it so. A changed message gets a new file beside the old.

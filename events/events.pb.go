@@ -753,7 +753,9 @@ type ArtifactReplaced struct {
 	// The reprocessing run that did it.
 	Campaign string `protobuf:"bytes,5,opt,name=campaign,proto3" json:"campaign,omitempty"`
 	// SHA-256 of the model's weights, in hexadecimal; empty where no model ran.
-	ModelSha256   string `protobuf:"bytes,6,opt,name=model_sha256,json=modelSha256,proto3" json:"model_sha256,omitempty"`
+	ModelSha256 string `protobuf:"bytes,6,opt,name=model_sha256,json=modelSha256,proto3" json:"model_sha256,omitempty"`
+	// Versions of the libraries that made the artifact; empty: as before.
+	Engine        string `protobuf:"bytes,7,opt,name=engine,proto3" json:"engine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -826,6 +828,13 @@ func (x *ArtifactReplaced) GetCampaign() string {
 func (x *ArtifactReplaced) GetModelSha256() string {
 	if x != nil {
 		return x.ModelSha256
+	}
+	return ""
+}
+
+func (x *ArtifactReplaced) GetEngine() string {
+	if x != nil {
+		return x.Engine
 	}
 	return ""
 }
@@ -1578,14 +1587,15 @@ const file_pixtools_events_v1_events_proto_rawDesc = "" +
 	"\tcancelled\x18\a \x03(\tR\tcancelled\"H\n" +
 	"\x12JobCancelRequested\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xee\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x86\x02\n" +
 	"\x10ArtifactReplaced\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x1c\n" +
 	"\toperation\x18\x02 \x01(\tR\toperation\x128\n" +
 	"\bartifact\x18\x03 \x01(\v2\x1c.pixtools.events.v1.ArtifactR\bartifact\x12'\n" +
 	"\x0freplaced_sha256\x18\x04 \x01(\tR\x0ereplacedSha256\x12\x1a\n" +
 	"\bcampaign\x18\x05 \x01(\tR\bcampaign\x12!\n" +
-	"\fmodel_sha256\x18\x06 \x01(\tR\vmodelSha256\"v\n" +
+	"\fmodel_sha256\x18\x06 \x01(\tR\vmodelSha256\x12\x16\n" +
+	"\x06engine\x18\a \x01(\tR\x06engine\"v\n" +
 	"\x10WebhookScheduled\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12,\n" +

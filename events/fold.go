@@ -263,9 +263,9 @@ func endedAs(s, told *Job, m *OperationRetryRequested) bool {
 }
 
 // sameWork says whether two completions are of the same attempt. Their artifacts do not
-// say: one may have been replaced since.
+// say, nor what made them: one may have been replaced since.
 func sameWork(a, b *OperationState) bool {
-	return a.GetAttempt() == b.GetAttempt() && a.GetEngine() == b.GetEngine() && proto.Equal(a.GetCpuTime(), b.GetCpuTime())
+	return a.GetAttempt() == b.GetAttempt() && proto.Equal(a.GetCpuTime(), b.GetCpuTime())
 }
 
 func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {
@@ -296,6 +296,9 @@ func foldReplaced(s *Job, m *ArtifactReplaced) *Job {
 		next.Operations[i].Artifact = proto.Clone(m.GetArtifact()).(*Artifact)
 		next.Operations[i].ArtifactExpired = false
 		next.Operations[i].ModelSha256 = m.GetModelSha256()
+		if m.GetEngine() != "" {
+			next.Operations[i].Engine = m.GetEngine()
+		}
 		return next
 	}
 	return nil

@@ -3,6 +3,7 @@ package handlers
 import (
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -193,7 +194,7 @@ func (w *world) touch(id, how string) bool {
 	return w.touched[id] == how
 }
 
-// replace puts another artifact in the place of one. Nothing in the product does yet.
+// replace puts another artifact in the place of one.
 func (w *world) replace(state *events.Job) {
 	for _, op := range state.GetOperations() {
 		if state.GetPhase() != events.Phase_PHASE_ENDED || op.GetPhase() != events.OperationPhase_OPERATION_PHASE_COMPLETED || w.IntN(2) == 0 {
@@ -201,9 +202,15 @@ func (w *world) replace(state *events.Job) {
 		}
 		with := w.artifact()
 		with.Sha256 = fmt.Sprintf("%016x", w.Uint64()) // never what was there before
-		w.send(events.New(state.GetId(), w.now.Add(w.skew()), "pixtools/reprocess", state.GetCorrelationId(), &events.ArtifactReplaced{
-			Revision: state.GetRevision(), Operation: op.GetName(), ReplacedSha256: op.GetArtifact().GetSha256(),
-			Artifact: with, Campaign: "c"}))
+		decided, err := commands.Replace{Operation: op.GetName(), Replaced: op.GetArtifact().GetSha256(), Artifact: with, Engine: "another",
+			Campaign: "c", At: w.now.Add(w.skew())}.Decide(state)
+		var conflict *commands.Conflict
+		if err != nil && !errors.As(err, &conflict) {
+			violated(state.GetId(), "replace: %v", err)
+		}
+		for _, e := range decided {
+			w.send(e)
+		}
 	}
 }
 
@@ -227,7 +234,7 @@ func (w *world) writeAsBefore(state *events.Job) {
 		}) || !w.touch(state.GetId(), "expired") {
 			return
 		}
-	case "ArtifactReplaced.1":
+	case "ArtifactReplaced.1", "ArtifactReplaced.2":
 		if !w.touch(state.GetId(), "replaced") {
 			return
 		}

@@ -2,7 +2,6 @@ package processors
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -255,7 +254,7 @@ func (w *Worker) handle(ctx context.Context, request task) error {
 	if !waits(state, w.operation.Name) {
 		return nil // done, or cancelled, as the log already tells
 	}
-	source, err := w.fetch(ctx, state)
+	source, err := fetch(ctx, w.store, w.spool, state.GetSource().GetKey(), state.GetSource().GetSha256())
 	if err != nil {
 		return w.withoutSource(ctx, request, state, err)
 	}
@@ -299,6 +298,7 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 	conversion.Timeout = w.cfg.Timeout
 	conversion.OnTurn = func() (err error) {
 		if a, err = w.begin(ctx, request); err == nil {
+			bug.Panic(state.GetSource().GetWidth())
 			err = bug.Slow(ctx)
 		}
 		return err
@@ -480,23 +480,6 @@ func (w *Worker) withoutSource(ctx context.Context, request task, state *events.
 	return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_WORLD, code, text)
 }
 
-// fetch copies the source into the spool.
-func (w *Worker) fetch(ctx context.Context, state *events.Job) (string, error) {
-	var want [sha256.Size]byte
-	if n, err := hex.Decode(want[:], []byte(state.GetSource().GetSha256())); err != nil || n != len(want) {
-		return "", fmt.Errorf("%w: no SHA-256 of the source in the log", blob.ErrChecksum)
-	}
-	file, err := os.CreateTemp(w.spool, w.operation.Name+"-*")
-	if err != nil {
-		return "", err
-	}
-	_, err = w.store.Download(ctx, state.GetSource().GetKey(), file, want)
-	if err := errors.Join(err, file.Close()); err != nil {
-		return "", errors.Join(err, os.Remove(file.Name()))
-	}
-	return file.Name(), nil
-}
-
 // keep stores an artifact under a name that its bytes decide.
 func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Result) (*events.Artifact, error) {
 	file, err := os.Open(filepath.Clean(path))
@@ -504,13 +487,10 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 		return nil, err
 	}
 	defer file.Close()
-	hash := sha256.New()
-	size, err := io.Copy(hash, file)
+	artifact, sum, err := describe(jobID, w.target, file, result)
 	if err != nil {
 		return nil, err
 	}
-	sum := [sha256.Size]byte(hash.Sum(nil))
-	key := fmt.Sprintf("%s%s/%s/%x.%s", blob.ProcessedPrefix, jobID, w.operation.Name, sum, w.target.Extension)
 	// The work is done: storage that is away is waited for, not worked for again.
 	_, err = backoff.Retry(ctx, func() (struct{}, error) {
 		if _, err := file.Seek(0, io.SeekStart); err != nil {
@@ -519,7 +499,7 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 		if bug.On("artifact-not-stored") {
 			return struct{}{}, nil
 		}
-		return struct{}{}, w.store.Put(ctx, key, file, size, sum, w.target.ContentType)
+		return struct{}{}, w.store.Put(ctx, artifact.GetKey(), file, artifact.GetBytes(), sum, w.target.ContentType)
 	}, backoff.WithMaxElapsedTime(w.cfg.GiveUpAfter), backoff.WithNotify(func(err error, pause time.Duration) {
 		w.log.Warn("cannot store the artifact, trying again", "job", jobID, "after", pause.String(), "error", err)
 	}))
@@ -528,9 +508,9 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 	}
 	if bug.On("artifact-wrong-hash") {
 		sum[0]++
+		artifact.Sha256 = hex.EncodeToString(sum[:])
 	}
-	return &events.Artifact{Key: key, Sha256: hex.EncodeToString(sum[:]), Bytes: size,
-		Width: int32(result.Width), Height: int32(result.Height), Format: w.target.Format}, nil
+	return artifact, nil
 }
 
 // emit puts events into the log and folds them.

@@ -106,6 +106,49 @@ func (r *Reader) JobAndPlace(ctx context.Context, tenant, id string) (*events.Jo
 	return job, h.last, err
 }
 
+// endedPage is how many jobs one query of EachEnded brings.
+const endedPage = 500
+
+// EachEnded gives every job that has ended, whose ever it is, in the order of the ids. Each
+// page is a query of its own: a job that ends meanwhile may be among them or not.
+func (r *Reader) EachEnded(ctx context.Context, each func(*events.Job) error) error {
+	after := "00000000-0000-0000-0000-000000000000"
+	for {
+		page, err := r.endedAfter(ctx, after)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for _, job := range page {
+			if err := each(job); err != nil {
+				return err
+			}
+		}
+		after = page[len(page)-1].GetId()
+	}
+}
+
+func (r *Reader) endedAfter(ctx context.Context, after string) ([]*events.Job, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
+	defer cancel()
+	rows, err := r.pool.Query(ctx, "SELECT job_id::text, state FROM jobs WHERE job_id > $1 AND phase = $2 ORDER BY job_id LIMIT $3",
+		after, int16(events.Phase_PHASE_ENDED), endedPage)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	page, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*events.Job, error) {
+		var id string
+		var raw []byte
+		if err := row.Scan(&id, &raw); err != nil {
+			return nil, err
+		}
+		return decode(id, raw)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return page, nil
+}
+
 func decode(id string, raw []byte) (*events.Job, error) {
 	job := &events.Job{}
 	if err := proto.Unmarshal(raw, job); err != nil {

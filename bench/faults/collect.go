@@ -22,6 +22,7 @@ import (
 
 	"github.com/pixtools/pixtools/bench/faults/history"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/sniff"
 )
@@ -253,6 +254,32 @@ func (r *run) collect(ctx context.Context) (*history.History, error) {
 		return nil, fmt.Errorf("read the bucket: %w", err)
 	}
 	return h, nil
+}
+
+// audited has pixtools verify's audit go over the same log: a second opinion, by
+// events.Fold, where the judge has rules of its own. Objects and rows are the judge's.
+func (p *parts) audited(ctx context.Context, h *history.History) (found []string, err error) {
+	told := map[history.Place]bool{}
+	for _, l := range h.Letters {
+		if l.Origin != nil && l.Operation == "" {
+			told[*l.Origin] = true
+		}
+	}
+	bounds, err := env.ParseAs[audit.Config]()
+	if err != nil {
+		return nil, err
+	}
+	_, err = audit.Audit{Config: bounds, Partitions: len(h.Ends), Until: time.Now(),
+		Excused: func(r *kgo.Record) bool { return told[history.Place{Partition: r.Partition, Offset: r.Offset}] },
+		Found: func(f audit.Finding) error {
+			found = append(found, fmt.Sprintf("pixtools verify: %s: job %s, partition %d, offset %d: %s", f.Kind, f.JobID, f.Partition, f.Offset, f.Message))
+			return nil
+		},
+		Still: func(audit.Open) error { return nil }}.Log(ctx, func(_ string, _ bool, each func(*kgo.Record) error) error {
+		var failed error
+		return errors.Join(p.each(ctx, events.Topic, h.Ends, func(r *kgo.Record) { failed = errors.Join(failed, each(r)) }), failed)
+	})
+	return found, err
 }
 
 // lifeOf is a job's events, and what clients were told of it, as text.

@@ -39,15 +39,23 @@ func draw(random *rand.Rand) (content []byte, asked history.Asked) {
 		side = largeSide
 	}
 	w, h := smallestSide+random.IntN(side-smallestSide+1), smallestSide+random.IntN(side-smallestSide+1)
+	format := "png"
+	if random.IntN(3) == 0 {
+		format = "jpg"
+	}
+	return drawn(random, w, h, format)
+}
+
+// drawn is one of that size and format.
+func drawn(random *rand.Rand, w, h int, format string) (content []byte, asked history.Asked) {
+	asked.Format, asked.Width, asked.Height = format, w, h
 	m := image.NewNRGBA(image.Rect(0, 0, w, h))
 	for i := range m.Pix {
 		m.Pix[i] = uint8(random.UintN(256)) | uint8(i%4/3*255) // opaque
 	}
-	asked.Format, asked.Width, asked.Height = "png", w, h
 	var b bytes.Buffer
 	var err error
-	if random.IntN(3) == 0 {
-		asked.Format = "jpg"
+	if format == "jpg" {
 		err = jpeg.Encode(&b, m, nil)
 	} else {
 		err = png.Encode(&b, m)
@@ -74,6 +82,17 @@ func compose(random *rand.Rand, key string, most int, denoise, broken bool) *sub
 	if denoise {
 		asked.Operations = append(asked.Operations, "denoise")
 	}
+	return sent(asked, content)
+}
+
+// composed makes a submission of a new PNG of that size.
+func composed(random *rand.Rand, w, h int, operations ...string) *submission {
+	content, asked := drawn(random, w, h, "png")
+	asked.Operations = operations
+	return sent(asked, content)
+}
+
+func sent(asked history.Asked, content []byte) *submission {
 	sum := sha256.Sum256(content)
 	asked.SHA256 = hex.EncodeToString(sum[:])
 	s := &submission{asked: asked}

@@ -59,14 +59,32 @@ func (r *run) spoil(ctx context.Context, client *kgo.Client, spoilt map[string]b
 		id = uuid.NewString() // a job that is not
 	}
 	record, what, unreadable := poisoned(r.random, id)
-	if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
-		return fmt.Errorf("write a poisoned record: %w", err)
+	if err := r.putPoison(ctx, client, record, unreadable); err != nil {
+		return err
 	}
 	r.fault("poison: " + what)
-	r.poison[history.Place{Partition: record.Partition, Offset: record.Offset}] = unreadable
 	if unreadable && string(record.Key) == id {
 		spoilt[id] = true
 	}
+	return nil
+}
+
+// spoilOne writes a record under the job's key that nobody can read.
+func (r *run) spoilOne(ctx context.Context, client *kgo.Client, id string) (what string, err error) {
+	for {
+		record, what, unreadable := poisoned(r.random, id)
+		if unreadable && string(record.Key) == id {
+			return what, r.putPoison(ctx, client, record, unreadable)
+		}
+	}
+}
+
+func (r *run) putPoison(ctx context.Context, client *kgo.Client, record *kgo.Record, unreadable bool) error {
+	// Not ctx: what is written must be known.
+	if err := client.ProduceSync(context.WithoutCancel(ctx), record).FirstErr(); err != nil {
+		return fmt.Errorf("write a poisoned record: %w", err)
+	}
+	r.poison[history.Place{Partition: record.Partition, Offset: record.Offset}] = unreadable
 	return nil
 }
 

@@ -241,14 +241,18 @@ func (r *run) listed() string {
 	return strings.Join(parts, ", ")
 }
 
-// settle waits until every job in the log has ended, or nothing happens any more.
+// settle waits until every job in the log has ended, or nothing happens any more, and tells
+// how long that took.
 func (r *run) settle(ctx context.Context) {
+	r.figure("after the load, the last job ended in %.0f s", r.idle(ctx).Seconds())
+}
+
+func (r *run) idle(ctx context.Context) time.Duration {
 	begun, said := time.Now(), time.Now()
 	for {
 		open, quiet := r.log.waiting()
 		if open == 0 && quiet > time.Second || quiet > r.patience || ctx.Err() != nil {
-			r.figure("after the load, the last job ended in %.0f s", max(0, (time.Since(begun)-quiet).Seconds()))
-			return
+			return max(0, time.Since(begun)-quiet)
 		}
 		if time.Since(said) >= progressEvery {
 			said = time.Now()
@@ -279,6 +283,13 @@ func (r *run) judge(ctx context.Context) (result, error) {
 	h, err := r.collect(ctx)
 	if err != nil {
 		return result{}, err
+	}
+	audited, err := r.parts.audited(ctx, h)
+	if err != nil {
+		return result{}, fmt.Errorf("audit the log: %w", err)
+	}
+	for _, line := range audited {
+		r.breach("%s", line)
 	}
 	done := result{history: h, violations: history.Check(h), broken: append(r.broken, r.fleet.unasked()...), faults: r.injected()}
 	r.report(done)

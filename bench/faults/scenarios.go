@@ -43,6 +43,8 @@ func scenarios() []scenario {
 			}, playKeys, false},
 		{"poison", "records that are no events among the others, and kill -9 meanwhile",
 			func(o options) time.Duration { return time.Duration(o.poison)*poisonPause + startAndEnd }, playPoison, false},
+		{"parking", "poisoned keys among others: what they cost those, and that a redrive finishes them",
+			func(o options) time.Duration { return parkingTakes + startAndEnd }, playParking, false},
 		{"bugs", "deliberate bugs, to show that the checker finds each of them",
 			func(o options) time.Duration {
 				if o.bug != "" {

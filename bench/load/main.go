@@ -3,7 +3,7 @@
 // up, and prints jobs/s, CPU-seconds per job over all of its processes, and the
 // times from a submission's start to its answer, and to the job's end; beside them how
 // long the disk takes to sync, which every job waits for several times over. Then it
-// measures single jobs alone, and while denoise jobs wait.
+// measures single jobs alone and while denoise jobs wait, by turns.
 package main
 
 import (
@@ -111,36 +111,62 @@ func run(binary string, jobs, warm, clients, waiting int) error {
 }
 
 const (
-	// singles is how many jobs are measured one at a time.
-	singles = 100
+	// rounds and singles are how many jobs are measured one at a time.
+	rounds, singles = 5, 40
 	// noisySide makes a picture that takes some seconds to denoise.
 	noisySide = 1024
 )
 
-// besideDenoise measures single jobs, and the same while denoise jobs wait for their turn.
+// besideDenoise measures single jobs alone and while denoise jobs wait for their turn, by
+// turns: what the machine does meanwhile must not be taken for theirs.
 func (b *bench) besideDenoise(waiting int) error {
-	alone, err := b.load(singles, 1)
-	if err != nil {
-		return err
-	}
-	var last string
-	for i := range waiting {
-		body, contentType := form(noise(i), "denoise")
-		if last, err = b.submit(body, contentType); err != nil {
+	var alone, beside timings
+	for range rounds {
+		some, err := b.load(singles, 1)
+		if err != nil {
 			return err
 		}
-	}
-	beside, err := b.load(singles, 1)
-	if err != nil {
-		return err
-	}
-	if status, err := b.status(last, "0"); err != nil || status != "PENDING" {
-		return fmt.Errorf("the last denoise job is %s: they did not wait long enough to measure beside them: %w", status, err)
+		alone.end = append(alone.end, some.end...)
+		if some, err = b.besideOnce(waiting); err != nil {
+			return err
+		}
+		beside.end = append(beside.end, some.end...)
 	}
 	fmt.Printf("alone, ms           %s\n", percentiles(alone.end))
 	fmt.Printf("%d denoise wait, ms %s\n", waiting, percentiles(beside.end))
 	fmt.Printf("ratio of the p50    %.2f\n", float64(beside.end[len(beside.end)/2])/float64(alone.end[len(alone.end)/2]))
 	return nil
+}
+
+// besideOnce submits denoise jobs, measures while they wait, and cancels them.
+func (b *bench) besideOnce(waiting int) (timings, error) {
+	var ids []string
+	for i := range waiting {
+		body, contentType := form(noise(i), "denoise")
+		id, err := b.submit(body, contentType)
+		if err != nil {
+			return timings{}, err
+		}
+		ids = append(ids, id)
+	}
+	beside, err := b.load(singles, 1)
+	if err != nil {
+		return timings{}, err
+	}
+	if status, err := b.status(ids[waiting-1], "0"); err != nil || status != "PENDING" {
+		return timings{}, fmt.Errorf("the last denoise job is %s: they did not wait long enough to measure beside them: %w", status, err)
+	}
+	for _, id := range ids {
+		if err := b.cancel(id); err != nil {
+			return timings{}, err
+		}
+	}
+	for _, id := range ids { // cancelled or done: nobody is at work when this returns
+		if _, err := b.status(id, "10"); err != nil {
+			return timings{}, err
+		}
+	}
+	return beside, nil
 }
 
 // syncTimes are those of small appends, each with its sync, as a log makes them.
@@ -235,6 +261,19 @@ func (b *bench) submit(body io.Reader, contentType string) (id string, err error
 	}
 	err = decode(response, http.StatusAccepted, &accepted)
 	return accepted.JobID, err
+}
+
+// cancel ends a job that may have ended by then.
+func (b *bench) cancel(id string) error {
+	response, err := b.client.Post(b.base+"/api/jobs/"+id+"/cancel", "", nil)
+	if err != nil {
+		return err
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusAccepted && response.StatusCode != http.StatusConflict {
+		return fmt.Errorf("cancel %s: %s", id, response.Status)
+	}
+	return nil
 }
 
 // status is the job's when it ends, or after so many seconds.

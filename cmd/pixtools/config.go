@@ -14,6 +14,7 @@ import (
 
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/handlers"
+	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
@@ -64,6 +65,9 @@ type config struct {
 	Saga        handlers.SagaConfig
 	Processor   processors.WorkerConfig
 	Consumer    kafka.SubscriberConfig
+	Verify      audit.Config
+	Again       processors.AgainConfig
+	Reprocess   processors.ReprocessConfig
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -130,7 +134,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
+	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/eventlog"
+	"github.com/pixtools/pixtools/processors"
+	"github.com/pixtools/pixtools/processors/engine"
 )
 
 // parts are what a command works on: configured ones, those of a PixTools that runs in the
@@ -81,6 +85,41 @@ func (p *parts) reach(ctx context.Context, needs embedded.Needs) (holder string,
 	}
 	p.cfg.use(p.own)
 	return "", nil
+}
+
+// again makes what does operations once more, over children of this process's own. done
+// ends them.
+func (p *parts) again(ctx context.Context) (again processors.Again, done func(), err error) {
+	store, err := blob.New(ctx, p.cfg.Blob)
+	if err != nil {
+		return again, nil, err
+	}
+	if err := checkModel(p.cfg.Denoise); err != nil {
+		return again, nil, err
+	}
+	spool, err := openSpool(p.cfg.API.SpoolDir)
+	if err != nil {
+		return again, nil, fmt.Errorf("SPOOL_DIR: %w", err)
+	}
+	denoising := p.cfg.Engine
+	denoising.Denoise = &p.cfg.Denoise
+	// One at a time: it gives way to those whose clients wait. Children start when needed.
+	pools := map[bool]*engine.Pool{false: engine.New(p.cfg.Engine, 1, p.log), true: engine.New(denoising, 1, p.log)}
+	again = processors.Again{AgainConfig: p.cfg.Again, Store: store, Spool: spool.dir,
+		Pool: func(operation string) *engine.Pool { return pools[operation == processors.Denoise.Name] },
+		Timeout: func(operation string) time.Duration {
+			if operation == processors.Denoise.Name {
+				return p.cfg.Denoise.Timeout
+			}
+			return p.cfg.Processor.Timeout
+		},
+		Retention: time.Duration(p.cfg.Blob.RetentionDays) * 24 * time.Hour, Now: time.Now}
+	return again, func() {
+		for _, pool := range pools {
+			pool.Close()
+		}
+		spool.close()
+	}, nil
 }
 
 func (p *parts) close() {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -35,11 +36,23 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), usageCommand(), openapiCommand())
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pixtools:", err)
+		var told statusError
+		if errors.As(err, &told) {
+			os.Exit(told.status)
+		}
 		os.Exit(1)
 	}
 }
+
+// statusError is an error with an exit status of its own; that of all others is 1.
+type statusError struct {
+	error
+	status int
+}
+
+func (e statusError) Unwrap() error { return e.error }

@@ -103,18 +103,22 @@ func withReplayer(ctx context.Context, do func(*projections.Replayer) error) err
 		return err
 	}
 	defer p.close()
-	cfg := p.cfg
-	opts := []kgo.Opt{kgo.SeedBrokers(cfg.Kafka.Brokers...), kgo.ClientID(cfg.Kafka.ClientID), kgo.DialTimeout(cfg.Kafka.DialTimeout), kgo.DisableClientMetrics()}
-	logID, err := logIDOf(ctx, opts)
-	if err != nil {
-		return err
-	}
-	replayer, err := projections.NewReplayer(cfg.Replay, cfg.Read, logID, p.log, opts...)
+	replayer, err := p.replayer(ctx)
 	if err != nil {
 		return err
 	}
 	defer replayer.Close()
 	return do(replayer)
+}
+
+// replayer makes one for the parts.
+func (p *parts) replayer(ctx context.Context) (*projections.Replayer, error) {
+	opts := []kgo.Opt{kgo.SeedBrokers(p.cfg.Kafka.Brokers...), kgo.ClientID(p.cfg.Kafka.ClientID), kgo.DialTimeout(p.cfg.Kafka.DialTimeout), kgo.DisableClientMetrics()}
+	logID, err := logIDOf(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return projections.NewReplayer(p.cfg.Replay, p.cfg.Read, logID, p.log, opts...)
 }
 
 // logIDOf asks which log it is, within a time: a broker that is not there has to be told of.
@@ -305,11 +309,13 @@ func (r replay) printSchemas(ctx context.Context, replayer *projections.Replayer
 
 func mebibytes(n uint64) string { return fmt.Sprintf("%d MiB", n>>20) }
 
-// gauge shows how far a replay is: a bar on a terminal, else a line every few seconds.
+// gauge shows how far a command is: a bar on a terminal, else a line every few seconds.
 type gauge struct {
 	out      *os.File
 	terminal bool
-	now      projections.Progress
+	// counts is what is counted.
+	counts string
+	now    projections.Progress
 	// began is when this phase did, shown when and how far it was shown last.
 	began, shown time.Time
 	shownDone    int64
@@ -322,7 +328,7 @@ const (
 )
 
 func newGauge(out *os.File) *gauge {
-	return &gauge{out: out, terminal: isTerminal(out)}
+	return &gauge{out: out, terminal: isTerminal(out), counts: "records"}
 }
 
 func (m *gauge) tell(p projections.Progress) {
@@ -335,7 +341,7 @@ func (m *gauge) tell(p projections.Progress) {
 	if m.terminal {
 		every = barsEvery
 	}
-	if p.Total > 0 && p.Done < p.Total && time.Since(m.shown) < every {
+	if (p.Total == 0 && p.Done > 0 || p.Done < p.Total) && time.Since(m.shown) < every {
 		return
 	}
 	m.show()
@@ -353,7 +359,10 @@ func (m *gauge) show() {
 		return
 	}
 	if m.now.Total > 0 {
-		line += fmt.Sprintf(": %5.1f%%, %d of %d records", 100*float64(m.now.Done)/float64(m.now.Total), m.now.Done, m.now.Total)
+		line += fmt.Sprintf(": %5.1f%%, %d of %d %s", 100*float64(m.now.Done)/float64(m.now.Total), m.now.Done, m.now.Total, m.counts)
+	}
+	if m.now.Total == 0 && m.now.Done > 0 {
+		line += fmt.Sprintf(": %d %s", m.now.Done, m.counts)
 	}
 	for _, part := range []string{rate, m.left(), mebibytes(memory())} {
 		if part != "" {
@@ -383,6 +392,13 @@ func (m *gauge) showBar(words string) {
 	}
 	m.bar.Describe(m.now.Phase + " " + words)
 	_ = m.bar.Set64(m.now.Done)
+}
+
+// pause clears the line for something to be printed.
+func (m *gauge) pause() {
+	if m.bar != nil {
+		_ = m.bar.Clear()
+	}
 }
 
 func (m *gauge) finish() {

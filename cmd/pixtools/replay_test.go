@@ -19,17 +19,12 @@ import (
 	"github.com/pixtools/pixtools/api"
 )
 
+// replay runs the command with the program's configuration.
 func (p *program) replay(args ...string) (string, error) {
-	p.t.Helper()
-	return p.command(append([]string{"replay"}, args...)...)
-}
-
-// command runs one with the program's configuration.
-func (p *program) command(args ...string) (string, error) {
 	p.t.Helper()
 	self, err := os.Executable()
 	require.NoError(p.t, err)
-	cmd := exec.Command(self, args...)
+	cmd := exec.Command(self, append([]string{"replay"}, args...)...)
 	cmd.Env = append(slices.Clone(p.env), "LOG_LEVEL=warn", "REPLAY_SWAP_TIMEOUT=1500ms") // less than READ_WAIT_TIMEOUT
 	out, err := cmd.CombinedOutput()
 	return string(out), err

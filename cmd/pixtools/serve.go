@@ -101,7 +101,9 @@ type services struct {
 	// submissions is the API's producer: who waits for an answer waits less long than a
 	// processor, and records of one client fail together with the oldest.
 	submissions *kgo.Client
-	waiting     waitedFor
+	// precedence is what quick work has in this process.
+	precedence *engine.Precedence
+	waiting    waitedFor
 }
 
 // serve runs until ctx is done, then stops: first the services, then what they
@@ -237,7 +239,7 @@ func listen(cfg config) (net.Listener, error) {
 
 // connect makes the clients of all parts, and reaches none of them yet.
 func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Logger) (*services, error) {
-	s := &services{cfg: cfg, log: log, embedded: needs}
+	s := &services{cfg: cfg, log: log, embedded: needs, precedence: engine.NewPrecedence(cfg.Denoise)}
 	var err error
 	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
 		return nil, err
@@ -458,6 +460,7 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 		return err
 	}
 	router.AddMiddleware(middleware.Recoverer)
+	children.Precedence = s.precedence
 	var pools []*engine.Pool
 	var subscribers []*kafka.Subscriber
 	for _, op := range ops {
@@ -576,7 +579,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
 		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
-		Stopping: ctx.Done(), Log: s.log.With("role", "api")})
+		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
 	}
@@ -591,6 +594,13 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	entrance.leadTo(handler)
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	return nil
+}
+
+// hurry tells those that denoise of a submission that asks for something quick.
+func (s *services) hurry(operations []string) {
+	if slices.ContainsFunc(operations, func(name string) bool { return name != processors.Denoise.Name }) {
+		s.precedence.Sign()
+	}
 }
 
 // shownAddress is one that a browser here can open.

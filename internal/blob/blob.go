@@ -1,5 +1,5 @@
 // Package blob keeps pictures in S3: the sources below raw/, the results below processed/. Events carry
-// the keys and the hashes, never the bytes.
+// the keys and the hashes, never the bytes. What runs of reprocessing note lies below reprocess/.
 //
 // An object is written once and never changed, under a key that contains its hash or belongs to one
 // attempt, so writing it again is harmless and every call may be repeated.
@@ -31,10 +31,11 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// The two kinds of objects, by prefix: retention rules go by them.
+// The kinds of objects, by prefix: retention rules go by them.
 const (
 	RawPrefix       = "raw/"
 	ProcessedPrefix = "processed/"
+	ReprocessPrefix = "reprocess/"
 )
 
 // Store is a bucket. It is safe for use by many goroutines.

@@ -309,14 +309,14 @@ func lifecycle(t *testing.T, s *blob.Store, cfg blob.Config, has bool) {
 	if !has {
 		return
 	}
-	require.Equal(t, map[string]int32{"pixtools-raw raw/": 30, "pixtools-processed processed/": 30}, rules(t, cfg))
+	require.Equal(t, map[string]int32{"pixtools-raw raw/": 30, "pixtools-processed processed/": 30, "pixtools-reprocess reprocess/": 30}, rules(t, cfg))
 
 	addRule(t, cfg, "theirs", "backup/", 7)
 	cfg.RetentionDays = 9
 	applied, err := open(t, cfg).EnsureLifecycle(ctx)
 	require.NoError(t, err)
 	require.True(t, applied)
-	require.Equal(t, map[string]int32{"pixtools-raw raw/": 9, "pixtools-processed processed/": 9, "theirs backup/": 7}, rules(t, cfg))
+	require.Equal(t, map[string]int32{"pixtools-raw raw/": 9, "pixtools-processed processed/": 9, "pixtools-reprocess reprocess/": 9, "theirs backup/": 7}, rules(t, cfg))
 }
 
 func wrongConfiguration(t *testing.T, cfg blob.Config) {

@@ -53,7 +53,7 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 // ourRules is how the names of our lifecycle rules begin; rules with other names are somebody else's.
 const ourRules = "pixtools-"
 
-// EnsureLifecycle makes the server delete sources and results after RetentionDays. Rules of others stay.
+// EnsureLifecycle makes the server delete sources, results and notes after RetentionDays. Rules of others stay.
 // false without an error means that this server has no lifecycles: the program must delete by itself.
 func (s *Store) EnsureLifecycle(ctx context.Context) (applied bool, err error) {
 	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
@@ -90,7 +90,7 @@ func (s *Store) withOurRules(present []types.LifecycleRule) (rules []types.Lifec
 			rules = append(rules, r)
 		}
 	}
-	prefixes := []string{RawPrefix, ProcessedPrefix}
+	prefixes := []string{RawPrefix, ProcessedPrefix, ReprocessPrefix}
 	changed = len(ours) != len(prefixes)
 	for _, prefix := range prefixes {
 		want := types.LifecycleRule{

@@ -15,3 +15,6 @@ func On(string) bool { return false }
 
 // Slow returns at once.
 func Slow(context.Context) error { return nil }
+
+// Panic does nothing.
+func Panic(int32) {}

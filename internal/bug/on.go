@@ -8,6 +8,7 @@ import (
 	"context"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -18,9 +19,13 @@ const Variable = "PIXTOOLS_BUG"
 // SlowVariable is by how much a conversion is made longer, as a Go duration.
 const SlowVariable = "PIXTOOLS_SLOW"
 
+// PanicVariable is the width, in pixels, of the pictures at which a worker panics.
+const PanicVariable = "PIXTOOLS_PANIC_WIDTH"
+
 var (
-	on      = strings.Split(os.Getenv(Variable), ",")
-	slow, _ = time.ParseDuration(os.Getenv(SlowVariable)) // 0 where unset
+	on            = strings.Split(os.Getenv(Variable), ",")
+	slow, _       = time.ParseDuration(os.Getenv(SlowVariable)) // 0 where unset
+	panicWidth, _ = strconv.Atoi(os.Getenv(PanicVariable))      // as well
 )
 
 // On says whether the bug of that name is to be made.
@@ -37,5 +42,13 @@ func Slow(ctx context.Context) error {
 		return context.Cause(ctx)
 	case <-time.After(slow):
 		return nil
+	}
+}
+
+// Panic does so at a picture of the width that PIXTOOLS_PANIC_WIDTH says. It is no bug: what
+// one costs others should be seen.
+func Panic(width int32) {
+	if panicWidth > 0 && int(width) == panicWidth {
+		panic("asked for by " + PanicVariable)
 	}
 }

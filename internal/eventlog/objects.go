@@ -42,32 +42,6 @@ type objectLine struct {
 // blobPath is where an object's bytes lie in an export.
 func blobPath(sum string) string { return filepath.Join(blobsDir, sum[:2], sum) }
 
-// named are the objects that an event names.
-func named(e events.Event) (all []objectLine) {
-	source := func(s *events.Source) {
-		all = append(all, objectLine{Key: s.GetKey(), SHA256: s.GetSha256(), Bytes: s.GetBytes()})
-	}
-	artifact := func(a *events.Artifact) {
-		all = append(all, objectLine{Key: a.GetKey(), SHA256: a.GetSha256(), Bytes: a.GetBytes()})
-	}
-	switch m := e.Message.(type) {
-	case *events.JobRequested:
-		source(m.GetSource())
-	case *events.OperationCompleted:
-		artifact(m.GetArtifact())
-	case *events.ArtifactReplaced:
-		artifact(m.GetArtifact())
-	case *events.OperationRetryRequested:
-		if m.GetRequest() != nil {
-			source(m.GetRequest().GetSource())
-		}
-		for _, c := range m.GetCompleted() {
-			artifact(c.GetArtifact())
-		}
-	}
-	return all
-}
-
 // gone are the beginnings of keys whose objects an event says are removed.
 func gone(e events.Event) (prefixes []string) {
 	switch m := e.Message.(type) {
@@ -120,7 +94,8 @@ func exportObjects(ctx context.Context, e Export, work string, m *Manifest) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(objectsAtOnce)
 	err = c.through(m, func(e events.Event) error {
-		for _, o := range named(e) {
+		for _, named := range e.Objects() {
+			o := objectLine{Key: named.Key, SHA256: named.SHA256, Bytes: named.Bytes}
 			id := [16]byte(hashOf(o.Key))
 			if c.seen[id] {
 				continue

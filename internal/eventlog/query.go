@@ -217,6 +217,33 @@ func (b *Brokers) resolve(ctx context.Context, t *Topic, q Query) (map[int32]Ran
 	return ranges, nil
 }
 
+// Until gives what the topic held at a moment: at a time, so long before now, or when the
+// record at a position was the newest. at is that moment.
+func (b *Brokers) Until(ctx context.Context, t *Topic, text string, now time.Time) (ranges map[int32]Range, at time.Time, err error) {
+	position, err := events.ParsePosition(text)
+	if err != nil {
+		if at, err = ParseMoment(text, now); err != nil {
+			return nil, at, fmt.Errorf("--until is %q: use a time such as 2026-11-24T12:00:00Z, how long ago, such as 2h, or a position, such as a job's history shows", text)
+		}
+		ranges, err = b.resolve(ctx, t, Query{Until: at})
+		return ranges, at, err
+	}
+	r, there := t.Ranges[position.Partition]
+	if position.Log != t.ID || !there || position.Offset < r.From || position.Offset >= r.To {
+		return nil, at, fmt.Errorf("--until is %q: this log has no such position", text)
+	}
+	records, err := kafka.ReadOffsets(ctx, b.cfg, b.log, t.Name, position.Partition, []int64{position.Offset})
+	if err != nil {
+		return nil, at, fmt.Errorf("--until is %q: %w", text, err)
+	}
+	at = records[0].Timestamp.UTC()
+	if ranges, err = b.resolve(ctx, t, Query{Until: at.Add(time.Millisecond)}); err != nil {
+		return nil, at, err
+	}
+	ranges[position.Partition] = Range{r.From, position.Offset + 1}
+	return ranges, at, nil
+}
+
 // at keeps the partitions that places name, from there on.
 func (t *Topic) at(places []Place, ranges map[int32]Range) (map[int32]Range, error) {
 	kept := map[int32]Range{}

@@ -2,8 +2,15 @@ package kafka
 
 import "github.com/twmb/franz-go/pkg/kgo"
 
-// PartitionOf is where Kafka's clients put a key: murmur2.
+// murmur2 is asked of keys alone. So it remembers nothing, and any number of goroutines may
+// ask it at once.
+var murmur2 = kgo.StickyKeyPartitioner(nil).ForTopic("")
+
+// PartitionOf is where Kafka's clients put a key: murmur2. Of a nil key, it is that of an
+// empty one.
 func PartitionOf(key []byte, partitions int) int32 {
-	hash := kgo.StickyKeyPartitioner(nil).ForTopic("")
-	return int32(hash.Partition(&kgo.Record{Key: key}, partitions))
+	if key == nil {
+		key = []byte{}
+	}
+	return int32(murmur2.Partition(&kgo.Record{Key: key}, partitions))
 }

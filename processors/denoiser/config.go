@@ -33,6 +33,17 @@ type Config struct {
 	// Timeout bounds one picture, in place of PROCESS_TIMEOUT: the largest picture takes
 	// minutes on a few cores.
 	Timeout time.Duration `env:"DENOISE_TIMEOUT" envDefault:"30m"`
+	// YieldFor is for how long children that denoise are stopped, in one go or in parts, for
+	// quick work of the same process; 0: never. On two cores with 50 denoise jobs waiting it is
+	// what leaves a small conversion as quick as alone (make bench prints the ratio). Both
+	// limits above count the time for which a child is stopped. With many cores, or with
+	// denoising on machines of its own, 0 wastes nothing.
+	YieldFor time.Duration `env:"DENOISE_YIELD_FOR" envDefault:"10s"`
+	// YieldThen is for how long they then go on, whatever there is to do.
+	YieldThen time.Duration `env:"DENOISE_YIELD_THEN" envDefault:"1s"`
+	// YieldLinger is how long a sign of quick work counts, an upload or a conversion that is
+	// done: about as long as the steps of a small job that are not in a conversion.
+	YieldLinger time.Duration `env:"DENOISE_YIELD_LINGER" envDefault:"100ms"`
 	// RebalanceTimeout is how long a hand-over of partitions waits for the pictures in work:
 	// what is not done by then, the next owner begins anew.
 	RebalanceTimeout time.Duration `env:"DENOISE_REBALANCE_TIMEOUT" envDefault:"5m"`
@@ -50,6 +61,10 @@ const (
 	maxStall       = time.Hour
 	minTimeout     = time.Second
 	maxTimeout     = 24 * time.Hour
+	maxYieldFor    = time.Minute
+	minYieldThen   = 10 * time.Millisecond
+	maxYieldThen   = time.Hour
+	maxYieldLinger = 10 * time.Second
 	minRebalance   = 15 * time.Second
 	maxRebalance   = 10 * time.Minute
 )
@@ -75,6 +90,17 @@ func (c Config) Validate() error {
 	}
 	if c.Timeout < minTimeout || c.Timeout > maxTimeout {
 		fault("DENOISE_TIMEOUT is %s: use %s to %s", c.Timeout, minTimeout, maxTimeout)
+	}
+	if c.YieldFor < 0 || c.YieldFor > maxYieldFor {
+		fault("DENOISE_YIELD_FOR is %s: use 0s, which is never, to %s", c.YieldFor, maxYieldFor)
+	} else if c.YieldFor >= c.StallTimeout {
+		fault("DENOISE_YIELD_FOR is %s: use less than DENOISE_STALL_TIMEOUT, %s, since a child that is stopped is silent", c.YieldFor, c.StallTimeout)
+	}
+	if c.YieldThen < minYieldThen || c.YieldThen > maxYieldThen {
+		fault("DENOISE_YIELD_THEN is %s: use %s to %s", c.YieldThen, minYieldThen, maxYieldThen)
+	}
+	if c.YieldLinger < 0 || c.YieldLinger > maxYieldLinger {
+		fault("DENOISE_YIELD_LINGER is %s: use 0s to %s", c.YieldLinger, maxYieldLinger)
 	}
 	if c.RebalanceTimeout < minRebalance || c.RebalanceTimeout > maxRebalance {
 		fault("DENOISE_REBALANCE_TIMEOUT is %s: use %s to %s", c.RebalanceTimeout, minRebalance, maxRebalance)

@@ -201,7 +201,10 @@ func TestConfig(t *testing.T) {
 		"DENOISE_TILE":              {func(c *Config, v int) { c.Tile = v }, 64, 4096, 8},
 		"DENOISE_CONCURRENCY":       {func(c *Config, v int) { c.Concurrency = v }, 1, 64, 1},
 		"DENOISE_NICE":              {func(c *Config, v int) { c.Nice = v }, 0, 19, 1},
-		"DENOISE_STALL_TIMEOUT":     {func(c *Config, v int) { c.StallTimeout = time.Duration(v) * time.Second }, 1, 3600, 1},
+		"DENOISE_STALL_TIMEOUT":     {func(c *Config, v int) { c.YieldFor, c.StallTimeout = 0, time.Duration(v)*time.Second }, 1, 3600, 1},
+		"DENOISE_YIELD_FOR":         {func(c *Config, v int) { c.YieldFor = time.Duration(v) * time.Second }, 0, 60, 1},
+		"DENOISE_YIELD_THEN":        {func(c *Config, v int) { c.YieldThen = time.Duration(v) * time.Millisecond }, 10, 3600000, 1},
+		"DENOISE_YIELD_LINGER":      {func(c *Config, v int) { c.YieldLinger = time.Duration(v) * time.Millisecond }, 0, 10000, 1},
 		"DENOISE_TIMEOUT":           {func(c *Config, v int) { c.Timeout = time.Duration(v) * time.Second }, 1, 86400, 1},
 		"DENOISE_REBALANCE_TIMEOUT": {func(c *Config, v int) { c.RebalanceTimeout = time.Duration(v) * time.Second }, 15, 600, 1},
 	} {
@@ -220,6 +223,11 @@ func TestConfig(t *testing.T) {
 	c.Tile, c.Nice = 100, 20
 	require.ErrorContains(t, c.Validate(), "DENOISE_TILE is 100")
 	require.ErrorContains(t, c.Validate(), "DENOISE_NICE is 20", "every fault at once")
+	c = byDefault
+	c.StallTimeout = c.YieldFor + 1
+	require.NoError(t, c.Validate())
+	c.StallTimeout = c.YieldFor
+	require.ErrorContains(t, c.Validate(), "DENOISE_YIELD_FOR is 10s: use less than DENOISE_STALL_TIMEOUT, 10s")
 
 	least := 2*network.model.Halo + 2*network.model.Multiple
 	c.Tile = least

@@ -100,7 +100,13 @@ func serve(text string) error {
 
 func answer(req Request, network *denoiser.Network, tell func(done, total int)) reply {
 	before := cpuTime()
-	result, err := convert(req, network, tell)
+	var result Result
+	var err error
+	if req.Against != "" {
+		result, err = compare(req)
+	} else {
+		result, err = convert(req, network, tell)
+	}
 	result.CPUTime = cpuTime() - before
 	if err == nil {
 		return reply{Result: result}

@@ -27,7 +27,7 @@ const smallTile = 256
 
 // denoisingPool has one child, and a configuration that the test may change for requests to come.
 func denoisingPool(t *testing.T) (*Pool, *denoiser.Config) {
-	denoise := &denoiser.Config{Threads: 2, Tile: smallTile, Concurrency: 1, StallTimeout: testDeadline, Timeout: testDeadline, RebalanceTimeout: time.Minute}
+	denoise := &denoiser.Config{Threads: 2, Tile: smallTile, Concurrency: 1, StallTimeout: testDeadline, Timeout: testDeadline, YieldThen: time.Second, RebalanceTimeout: time.Minute}
 	cfg := testConfig
 	cfg.Denoise = denoise
 	return newPool(t, cfg, 1), denoise

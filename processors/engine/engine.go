@@ -13,7 +13,7 @@
 //
 // Reading guide: pool.go hands requests to children, process.go is the parent's end of
 // one child, child.go the child's own main loop, frame.go the bytes on the pipes,
-// libvips.go the pictures (through govips), denoise.go the way from libvips to the network
+// libvips.go the pictures (through govips), compare.go how far two are apart, denoise.go the way from libvips to the network
 // and savepng.go the way back; the network itself is in package denoiser.
 package engine
 
@@ -43,6 +43,9 @@ type Config struct {
 	// Denoise, where it is set, makes children that can denoise. It comes from variables of
 	// its own; Concurrency and Timeout in it are for those who use the pool.
 	Denoise *denoiser.Config
+	// Precedence, where it is set, is shared by the pools of a process: those that denoise
+	// give way to the others.
+	Precedence *Precedence
 }
 
 // Bounds of the settings.
@@ -88,6 +91,8 @@ type Request struct {
 	Limits sniff.Limits
 	// Denoise asks for the noise to be taken out, of a pool that can; then Format is png.
 	Denoise bool
+	// Against, for Compare, is the other picture; then nothing is made.
+	Against string `json:",omitempty"`
 	// OnTurn, which may be nil, is called when a child is free and before it is asked. Its
 	// error is Convert's, and then the child is not asked.
 	OnTurn func() error `json:"-"`
@@ -108,6 +113,8 @@ type Result struct {
 	Engine string
 	// ModelSHA256 is that of the weights which denoised it.
 	ModelSHA256 string `json:",omitempty"`
+	// Squares is for Compare: the mean square of the difference.
+	Squares float64 `json:",omitempty"`
 }
 
 // Corrupt is the code of a picture that has a good header and bad pixels. The other
@@ -127,6 +134,8 @@ var maxEffort = map[string]int{sniff.JPG: 0, sniff.PNG: 9, sniff.WebP: 6, sniff.
 func (r Request) check() error {
 	most, known := maxEffort[r.Format]
 	switch {
+	case r.Against != "":
+		return nil // makes nothing
 	case !known:
 		return fmt.Errorf("engine: unknown format %q", r.Format)
 	case r.Effort < 0 || r.Effort > most:

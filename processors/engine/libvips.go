@@ -25,29 +25,11 @@ func engineVersion() string { return "libvips " + vips.Version }
 // convert makes req's target. Errors of the picture are *InputError. network and tell are
 // for denoising alone.
 func convert(req Request, network *denoiser.Network, tell func(done, total int)) (Result, error) {
-	forgetErrors()
-	header, err := readHeader(req)
+	image, source, header, err := open(req)
 	if err != nil {
 		return Result{}, err
 	}
-	source, err := os.ReadFile(req.Source)
-	if err != nil {
-		return Result{}, fmt.Errorf("reading the source: %w", err)
-	}
-	if header.Format == sniff.AVIF {
-		// govips goes by the first brand alone, and does not know that of sequences.
-		const majorBrandAt = 8
-		copy(source[majorBrandAt:], "avif")
-	}
-	image, err := load(source)
-	if err != nil {
-		return Result{}, pictureError(header.Format, req, message(err))
-	}
 	defer image.Close()
-	// The decoder's word, should it differ from our reading of the header.
-	if err := req.Limits.Check(image.Width(), image.Height()); err != nil {
-		return Result{}, asInputError(err)
-	}
 	if req.Denoise {
 		return denoise(image, source, header.Format, req, network, tell)
 	}
@@ -59,6 +41,34 @@ func convert(req Request, network *denoiser.Network, tell func(done, total int))
 		return Result{}, fmt.Errorf("writing the result: %w", err)
 	}
 	return Result{Width: image.Width(), Height: image.Height(), Bytes: int64(len(made)), Engine: engineVersion()}, nil
+}
+
+// open reads req's source. The picture is decoded when its pixels are asked for.
+func open(req Request) (*vips.ImageRef, []byte, sniff.Header, error) {
+	forgetErrors()
+	header, err := readHeader(req)
+	if err != nil {
+		return nil, nil, header, err
+	}
+	source, err := os.ReadFile(req.Source)
+	if err != nil {
+		return nil, nil, header, fmt.Errorf("reading the source: %w", err)
+	}
+	if header.Format == sniff.AVIF {
+		// govips goes by the first brand alone, and does not know that of sequences.
+		const majorBrandAt = 8
+		copy(source[majorBrandAt:], "avif")
+	}
+	image, err := load(source)
+	if err != nil {
+		return nil, nil, header, pictureError(header.Format, req, message(err))
+	}
+	// The decoder's word, should it differ from our reading of the header.
+	if err := req.Limits.Check(image.Width(), image.Height()); err != nil {
+		image.Close()
+		return nil, nil, header, asInputError(err)
+	}
+	return image, source, header, nil
 }
 
 // load opens a picture: of an animation the first frame, of an AVIF file the primary

@@ -95,7 +95,9 @@ func (p *Pool) run(ctx context.Context, req Request) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	goOn := p.precede(child)
 	rep, usable, err := child.call(ctx, req, p.patience())
+	goOn()
 	if err != nil {
 		p.log.Warn("engine child lost", "pid", child.cmd.Process.Pid, "served", child.served, "error", err)
 		return Result{}, err
@@ -109,6 +111,17 @@ func (p *Pool) run(ctx context.Context, req Request) (Result, error) {
 		return Result{}, errors.New(rep.Failure)
 	}
 	return rep.Result, nil
+}
+
+// precede says that a child begins, and what it returns that it is done.
+func (p *Pool) precede(child *process) (done func()) {
+	switch {
+	case p.cfg.Precedence == nil:
+		return func() {}
+	case p.cfg.Denoise == nil:
+		return p.cfg.Precedence.claim()
+	}
+	return p.cfg.Precedence.yields(child)
 }
 
 // patience is how long a child may be silent at work; 0 is for ever. A child that only

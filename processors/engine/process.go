@@ -11,11 +11,12 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
-// process is the parent's end of one child. One goroutine at a time uses it; kill alone
-// may come from another.
+// process is the parent's end of one child. One goroutine at a time uses it; kill, pause and
+// resume may come from others.
 type process struct {
 	cmd      *exec.Cmd
 	requests io.WriteCloser
@@ -157,6 +158,11 @@ func (p *process) explain(ctx context.Context, err error) error {
 }
 
 func (p *process) kill() { _ = p.cmd.Process.Kill() }
+
+// pause stops the child where it is, until resume. A child that is gone by now has no use
+// for either; one that is stopped can be killed.
+func (p *process) pause()  { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *process) resume() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
 
 // end kills the child and waits until it is gone.
 func (p *process) end() {
