@@ -19,20 +19,15 @@ import (
 	"github.com/pixtools/pixtools/api"
 )
 
+// replay runs the command with the program's configuration.
 func (p *program) replay(args ...string) (string, error) {
-	p.t.Helper()
-	return p.combined(append([]string{"replay"}, args...)...)
-}
-
-// combined runs a command with the program's configuration; out is all that it prints.
-func (p *program) combined(args ...string) (out string, err error) {
 	p.t.Helper()
 	self, err := os.Executable()
 	require.NoError(p.t, err)
-	cmd := exec.Command(self, args...)
+	cmd := exec.Command(self, append([]string{"replay"}, args...)...)
 	cmd.Env = append(slices.Clone(p.env), "LOG_LEVEL=warn", "REPLAY_SWAP_TIMEOUT=1500ms") // less than READ_WAIT_TIMEOUT
-	said, err := cmd.CombinedOutput()
-	return string(said), err
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 func (p *program) replayed(args ...string) string {
