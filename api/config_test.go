@@ -13,6 +13,7 @@ func TestLimitsOfTheConfiguration(t *testing.T) {
 	for variable, values := range map[string]struct{ good, bad []string }{
 		"MAX_CONCURRENT_UPLOADS": {[]string{"1", "2"}, []string{"0"}},
 		"MAX_WAITING_READS":      {[]string{"1", "2"}, []string{"0"}},
+		"LIST_MAX_JOBS":          {[]string{"1", "2", "9999", "10000"}, []string{"0", "10001"}},
 		"READ_WAIT_TIMEOUT":      {[]string{"100ms", "1m"}, []string{"99ms"}},
 		"QUEUE_MAX_AGE":          {[]string{"1s", "1001ms"}, []string{"999ms"}},
 		"QUEUE_REFRESH_INTERVAL": {[]string{"50ms", "51ms", "30s"}, []string{"49ms", "30001ms"}},

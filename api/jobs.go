@@ -287,7 +287,7 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 // jobOf is the state without what lies outside it: links and progress.
 func jobOf(state *events.Job) Job {
 	job := Job{
-		JobID: state.GetId(), Status: statusOf(state), ErrorMessage: errorMessageOf(state),
+		JobID: state.GetId(), Status: words[projections.StandingOf(state)].status, ErrorMessage: errorMessageOf(state),
 		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
 		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
 	}
@@ -331,27 +331,6 @@ func resultOf(op *events.OperationState) Result {
 		result.Error = &ResultError{Kind: "INPUT", Code: "cancelled", Message: "cancelled before it had a result"}
 	}
 	return result
-}
-
-// statusOf speaks the words that existing clients wait for: they know no end but
-// COMPLETED, FAILED and COMPLETED_WEBHOOK_FAILED.
-func statusOf(state *events.Job) string {
-	if state.GetPhase() == events.Phase_PHASE_OPEN {
-		for _, op := range state.GetOperations() {
-			if op.GetPhase() != events.OperationPhase_OPERATION_PHASE_PENDING {
-				return "PROCESSING"
-			}
-		}
-		return "PENDING"
-	}
-	switch state.GetOutcome() {
-	case events.Outcome_OUTCOME_SUCCEEDED, events.Outcome_OUTCOME_PARTIAL:
-		if state.GetWebhook().GetFailed() {
-			return "COMPLETED_WEBHOOK_FAILED"
-		}
-		return "COMPLETED"
-	}
-	return "FAILED"
 }
 
 func errorMessageOf(state *events.Job) *string {

@@ -26,6 +26,22 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Stores the picture and accepts a job. The answer comes once both are durable."),
 		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Accepted{}, ContentTypes: []string{"application/json"}}),
 		problems(400, 413, 422, 429, 503))
+	picked := fuego.GroupOptions(
+		fuego.OptionQuery("status", "Only jobs of this status, or of these, with commas"),
+		fuego.OptionQuery("outcome", "Only jobs of this outcome, or of these, with commas"),
+		fuego.OptionQuery("operation", "Only jobs that asked for this operation"),
+		fuego.OptionQuery("since", "Requested at this time or later, RFC 3339"), fuego.OptionQuery("until", "Requested before this time, RFC 3339"),
+		fuego.OptionQuery("q", "Only jobs whose id begins so. File names are kept encrypted and cannot be searched for"),
+		fuego.OptionQuery("after", "A position from a Pixtools-Position header: wait until it is visible"),
+		problems(422, 503))
+	fuego.Get(f, "/api/jobs", s.jobs,
+		fuego.OptionOperationID("jobs"), fuego.OptionSummary("List jobs"),
+		fuego.OptionOverrideDescription("The newest first. Jobs that come meanwhile do not move the pages that follow."),
+		fuego.OptionQuery("limit", "How many, 1 to 500 (LIST_MAX_JOBS), default 50"),
+		fuego.OptionQuery("cursor", "next of the page before; everything else as it was there"), picked)
+	fuego.Get(f, "/api/jobs/totals", s.jobTotals,
+		fuego.OptionOperationID("jobTotals"), fuego.OptionSummary("Count jobs"),
+		fuego.OptionOverrideDescription("By status, by outcome and by operation."), picked)
 	fuego.Get(f, "/api/jobs/{job_id}", s.job,
 		fuego.OptionOperationID("job"), fuego.OptionSummary("Read a job"),
 		fuego.OptionOverrideDescription("Links are signed anew at each read. Right after its submission a job is found, never 404."),
@@ -129,6 +145,7 @@ func describe(f *fuego.Server) ([]byte, error) {
 	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
+	doc.Components.Schemas["JobPage"].Value.Properties["jobs"].Value.Items.Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	for _, op := range []*openapi3.Operation{cancel, retry, stream, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	}

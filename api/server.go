@@ -64,6 +64,8 @@ type Config struct {
 	// IdempotencySettle is for how long a Redis that came up empty is not believed that it
 	// does not know a key: longer than a submission takes, and than the read model is behind.
 	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m"`
+	// MaxListed bounds the jobs on one page of a list.
+	MaxListed int `env:"LIST_MAX_JOBS" envDefault:"500"`
 	// MaxRevisions bounds how often a job may be retried.
 	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100"`
 	// QueueMaxAge is how long the oldest waiting work of an operation may wait; beyond it, submissions of
@@ -91,6 +93,9 @@ func (c Config) Validate() error {
 	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
 	positive("MAX_WAITING_READS", int64(c.MaxWaits))
+	if c.MaxListed < 1 || c.MaxListed > mostListed {
+		faults = append(faults, fmt.Errorf("LIST_MAX_JOBS is %d: it must be from 1 to %d jobs", c.MaxListed, mostListed))
+	}
 	if c.MaxSpoolBytes < c.MaxUploadBytes {
 		faults = append(faults, fmt.Errorf("SPOOL_MAX_BYTES is %d: it must be MAX_UPLOAD_BYTES, %d, or more", c.MaxSpoolBytes, c.MaxUploadBytes))
 	}

@@ -21,6 +21,9 @@ func Fold(state *Job, e Event) *Job {
 		return state
 	}
 	next.UpdatedAt = timestamppb.New(e.Time)
+	if state != nil && state.GetUpdatedAt().AsTime().After(e.Time) {
+		next.UpdatedAt = state.GetUpdatedAt() // the clocks of those who tell differ; a job's time does not go back
+	}
 	return next
 }
 

@@ -185,6 +185,18 @@ func TestRepeatsMeanNothing(t *testing.T) {
 	}
 }
 
+// The clocks of those who tell differ: a job's time is the latest that it was told.
+func TestTimeDoesNotGoBack(t *testing.T) {
+	s := Fold(nil, at(requested()))
+	late, early := at(started(1, "webp", 1)), at(completed(1, "webp", "w"))
+	late.Time, early.Time = late.Time.Add(time.Hour), early.Time.Add(time.Minute)
+	for _, e := range []Event{late, early} {
+		s = Fold(s, e)
+		require.Equal(t, late.Time, s.GetUpdatedAt().AsTime())
+	}
+	require.Equal(t, early.Time, s.GetOperations()[0].GetEndedAt().AsTime())
+}
+
 // FuzzFold reads bytes as events: a kind, a length, a value. Whatever they are, and in
 // whatever state, Fold does not panic, does not change the state that it is given, and
 // takes an event in once.

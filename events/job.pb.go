@@ -175,7 +175,7 @@ type Job struct {
 	IdempotencyFingerprint []byte `protobuf:"bytes,10,opt,name=idempotency_fingerprint,json=idempotencyFingerprint,proto3" json:"idempotency_fingerprint,omitempty"`
 	// When the job was requested.
 	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
-	// The time of the last event that changed this state.
+	// The latest time of an event that changed this state: it never goes back.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// When the revision ended; absent while the job is open.
 	FinalizedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=finalized_at,json=finalizedAt,proto3" json:"finalized_at,omitempty"`

@@ -55,6 +55,41 @@ func loadHistory(raw []byte) (history, error) {
 type row struct {
 	job     *events.Job
 	history history
+	// changes say how it stood, and since when: see standings.go.
+	changes []int64
+	// operations are the names of those asked for. A state forgets them when its job is
+	// deleted; what was counted before stays.
+	operations []string
+}
+
+// after is the row with one more event, at offset, and what that made of the job.
+func (r row) after(next *events.Job, offset int64) row {
+	before := r.job
+	r.job, r.history = next, r.history.add(offset)
+	if next == before {
+		return r
+	}
+	r.changes = addChange(r.changes, next)
+	if next.GetPhase() != events.Phase_PHASE_DELETED && !named(r.operations, next.GetOperations()) {
+		r.operations = make([]string, 0, len(next.GetOperations())) // never nil, which COPY would take for NULL
+		for _, op := range next.GetOperations() {
+			r.operations = append(r.operations, op.GetName())
+		}
+	}
+	return r
+}
+
+// named says whether these are the operations' names; of a row that has none yet they are not.
+func named(names []string, ops []*events.OperationState) bool {
+	if names == nil || len(names) != len(ops) {
+		return false
+	}
+	for i, op := range ops {
+		if names[i] != op.GetName() {
+			return false
+		}
+	}
+	return true
 }
 
 // located is an event and where it lies.

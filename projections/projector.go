@@ -8,6 +8,7 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -330,10 +331,11 @@ func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located) (map[str
 	changed := map[string]row{}
 	for _, e := range batch {
 		before := rows[e.JobID]
-		after := row{foldOne(s.log, before.job, e.Event), before.history.add(e.offset)}
-		if after.job == nil {
+		next := foldOne(s.log, before.job, e.Event)
+		if next == nil {
 			continue // of a job that nobody requested
 		}
+		after := before.after(next, e.offset)
 		rows[e.JobID], changed[e.JobID] = after, after
 	}
 	return changed, nil
@@ -378,19 +380,21 @@ func (s *session) load(ctx context.Context, tx pgx.Tx, batch []located) (map[str
 
 // readRows reads jobs from the table, those that it has.
 func readRows[ID string | [16]byte](ctx context.Context, in querier, ids []ID) (map[string]row, error) {
-	found, err := in.Query(ctx, "SELECT state, events FROM jobs WHERE job_id = ANY($1::uuid[])", ids)
+	found, err := in.Query(ctx, "SELECT state, events, changes, operations FROM jobs WHERE job_id = ANY($1::uuid[])", ids)
 	if err != nil {
 		return nil, fmt.Errorf("read the states of %d jobs: %w", len(ids), err)
 	}
 	rows := map[string]row{}
 	var state, places []byte
-	_, err = pgx.ForEachRow(found, []any{&state, &places}, func() error {
+	var changes []int64
+	var operations []string
+	_, err = pgx.ForEachRow(found, []any{&state, &places, &changes, &operations}, func() error {
 		job := &events.Job{}
 		if err := proto.Unmarshal(state, job); err != nil {
 			return fmt.Errorf("a stored state cannot be decoded; rebuild the read model: %w", err)
 		}
 		history, err := loadHistory(slices.Clone(places))
-		rows[job.GetId()] = row{job, history}
+		rows[job.GetId()] = row{job, history, slices.Clone(changes), slices.Clone(operations)}
 		return err
 	})
 	if err != nil {
@@ -408,7 +412,8 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 	var phases, outcomes []int16
 	var revisions []int32
 	var created, updated, opened []time.Time
-	var pending, running []string
+	var pending, running, operations, changes []string
+	var standings []int16
 	var states, histories [][]byte
 	for id, r := range changed {
 		job := r.job
@@ -425,18 +430,34 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		// Commas, since Postgres' arrays of arrays are rectangles.
 		pending, running = append(pending, strings.Join(waits, ",")), append(running, strings.Join(runs, ","))
 		opened = append(opened, job.Opened())
+		operations, standings = append(operations, strings.Join(r.operations, ",")), append(standings, int16(StandingOf(job)))
+		changes = append(changes, joined(r.changes))
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at)
-		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened
+	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at,
+			operations, standing, changes)
+		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened,
+			string_to_array(operations, ','), standing, string_to_array(changes, ',')::bigint[]
 		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[],
-				$10::text[], $11::text[], $12::timestamptz[])
-			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened)
+				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[])
+			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes)
 		ON CONFLICT (job_id) DO UPDATE SET tenant = excluded.tenant, created_at = excluded.created_at, phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
 			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events,
-			pending = excluded.pending, running = excluded.running, opened_at = excluded.opened_at`,
-		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened)
+			pending = excluded.pending, running = excluded.running, opened_at = excluded.opened_at,
+			operations = excluded.operations, standing = excluded.standing, changes = excluded.changes`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened, operations, standings, changes)
 	if err != nil {
 		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
 	}
 	return nil
+}
+
+func joined(numbers []int64) string {
+	var text []byte
+	for i, n := range numbers {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = strconv.AppendInt(text, n, 10)
+	}
+	return string(text)
 }

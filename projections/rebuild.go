@@ -383,11 +383,11 @@ func (w *worker) take(ctx context.Context, c chunk) error {
 		if h == nil {
 			h = &held{}
 		}
-		h.job = foldOne(w.log, h.job, e.Event)
-		if h.job == nil {
+		next := foldOne(w.log, h.job, e.Event)
+		if next == nil {
 			continue // of a job that nobody requested
 		}
-		h.history = h.history.add(e.offset)
+		h.row = h.after(next, e.offset)
 		w.young[id] = h
 	}
 	if len(w.young) >= w.most { // not in between: who came back for this chunk must stay for it
@@ -487,7 +487,8 @@ func (w *worker) writeAgain(ctx context.Context, rows map[string]row) error {
 	return err
 }
 
-var jobColumns = []string{"job_id", "tenant", "phase", "outcome", "revision", "created_at", "updated_at", "state", "events", "pending", "running", "opened_at"}
+var jobColumns = []string{"job_id", "tenant", "phase", "outcome", "revision", "created_at", "updated_at", "state", "events", "pending", "running", "opened_at",
+	"operations", "standing", "changes"}
 
 func copied(id [16]byte, r row) ([]any, error) {
 	job := r.job
@@ -497,5 +498,6 @@ func copied(id [16]byte, r row) ([]any, error) {
 	}
 	pending, running := work(job)
 	return []any{id, job.GetTenant(), int16(job.GetPhase()), int16(job.GetOutcome()), job.GetRevision(),
-		job.GetRequestedAt().AsTime(), job.GetUpdatedAt().AsTime(), raw, r.history.raw, pending, running, job.Opened()}, nil
+		job.GetRequestedAt().AsTime(), job.GetUpdatedAt().AsTime(), raw, r.history.raw, pending, running, job.Opened(),
+		r.operations, int16(StandingOf(job)), r.changes}, nil
 }

@@ -139,7 +139,7 @@ func (w *world) exec(sql string, args ...any) {
 func (w *world) rowsThatDiffer(a, b string) (n int) {
 	err := w.pool.QueryRow(w.ctx(), fmt.Sprintf(`SELECT count(*) FROM (
 		(TABLE %[1]s.jobs EXCEPT TABLE %[2]s.jobs) UNION ALL (TABLE %[2]s.jobs EXCEPT TABLE %[1]s.jobs)
-		UNION ALL (SELECT NULL, NULL, partition::smallint, NULL, NULL, NULL, NULL, log_id, NULL, NULL, NULL, NULL FROM (
+		UNION ALL (SELECT NULL, NULL, partition::smallint, NULL, NULL, NULL, NULL, log_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM (
 			(TABLE %[1]s.positions EXCEPT TABLE %[2]s.positions) UNION ALL (TABLE %[2]s.positions EXCEPT TABLE %[1]s.positions)) p)) d`, a, b)).Scan(&n)
 	require.NoError(w.t, err)
 	return n
@@ -213,7 +213,7 @@ func TestRebuildIsTheLiveReadModel(t *testing.T) {
 	w.exec("UPDATE jobs SET state = $2, events = $3 WHERE job_id = $1", ids[0], raw, []byte{7})
 	w.exec("UPDATE jobs SET revision = 77, pending = '{gif}' WHERE job_id = $1", ids[3])
 	w.exec("DELETE FROM jobs WHERE job_id = $1", ids[1])
-	w.exec("INSERT INTO jobs SELECT $2, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at FROM jobs WHERE job_id = $1", ids[2], added)
+	w.exec("INSERT INTO jobs SELECT $2, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at, operations, standing, changes FROM jobs WHERE job_id = $1", ids[2], added)
 	stop()
 	w.mutedProjector()
 	w.tell(ids[0], testDay, &events.JobRequested{})
