@@ -36,18 +36,18 @@ function chart(title) {
   const place = h("div", { className: "plot", "aria-hidden": "true" });
   const words = h("p", { className: "hint" });
   const figure = h("figure", { className: "chart" }, h("figcaption", {}, title), place, words);
-  let plot, drawn = "";
+  let plot, drawn;
   const observer = new ResizeObserver(() => plot?.setSize({ width: place.clientWidth, height }));
   observer.observe(place);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const anew = () => { drawn = ""; };
+  const anew = () => { drawn = undefined; };
   dark.addEventListener("change", anew);
 
   function draw(times, names, rows, sums) {
     const told = sums.filter(([, n]) => n > 0).map(([name, n]) => `${name} ${n}`).join(", ");
     words.textContent = told ? `In this time: ${told}` : "Nothing in this time.";
     const key = names.join();
-    if (!plot || drawn !== key) {
+    if (drawn !== key) {
       plot?.destroy();
       fill(place);
       drawn = key;

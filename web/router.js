@@ -22,7 +22,7 @@ async function show() {
   current?.stop?.();
   current = undefined;
   const [, load, entry] = views.find(([pattern]) => pattern.test(address)) ?? [];
-  for (const link of document.querySelectorAll("nav a")) {
+  for (const link of document.querySelectorAll(".bar nav a")) {
     if (link.textContent === entry) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

@@ -44,7 +44,7 @@ func TestUI(t *testing.T) {
 	p := run(t, variables)
 	for name, test := range map[string]func(*testing.T, *program){
 		"from upload to download": uiDownloads, "checks before sending": uiChecks, "ways in": uiWaysIn, "one of two fails": uiPartial,
-		"timeline": uiTimeline, "compare": uiCompare, "history": uiHistory, "retry and cancel": uiRetryAndCancel,
+		"timeline": uiTimeline, "compare": uiCompare, "history": uiHistory, "all jobs": uiServerHistory, "retry and cancel": uiRetryAndCancel,
 		"phone": uiPhone, "keyboard": uiKeyboard, "first load": uiFirstLoad, "accessibility": uiAccessible, "parameters": uiParameters,
 		"results expire": func(t *testing.T, p *program) { uiExpiry(t, p, "127.0.0.1:"+kafkaPort) },
 	} {
@@ -282,6 +282,46 @@ func uiHistory(t *testing.T, p *program) {
 	b.shows("#job-id", id)
 }
 
+// uiServerHistory: the server's list, in pages, searched and picked from.
+func uiServerHistory(t *testing.T, p *program) {
+	content, broken := pngOf(t, picture(20, 20)), jpegOf(t, picture(300, 200))
+	var ids []string
+	for range 21 {
+		ids = append(ids, p.submit(file("a.png", "image/png", content), field("operations", `["jpg"]`)))
+	}
+	failed := p.submit(file("b.jpg", "image/jpeg", broken[:len(broken)/2]), field("operations", `["png"]`))
+	p.ended(failed)
+	b := openTab(t, p, "/history")
+	b.click(".tabs a[href='#/history/all']")
+	b.until(`document.querySelectorAll(".job-row").length === 20`)
+	b.state(".job-row[data-job='"+failed+"']", "FAILED")
+	b.accessible("all jobs")
+	b.click(".view > div > .actions button:nth-of-type(2)") // older
+	b.until(`document.querySelector(".job-row[data-job='` + ids[0] + `']")`)
+	b.click(".view > div > .actions button:nth-of-type(1)") // newer
+	b.until(`document.querySelector(".job-row[data-job='` + failed + `']")`)
+
+	b.do(chromedp.SendKeys(chromedp.CSS("#search"), strings.ToUpper(ids[3][:23])))
+	b.until(`document.querySelectorAll(".job-row").length === 1 && document.querySelector(".job-row[data-job='` + ids[3] + `']")`)
+	b.state(".job-row", "SUCCEEDED")
+	b.do(chromedp.SendKeys(chromedp.CSS("#search"), "x"))
+	b.excused = regexp.MustCompile("status of 422")
+	b.shows("#message.error", "q must be the beginning of a job's id")
+	b.until(`(s => { s.value = ""; s.dispatchEvent(new Event("input")); return true })(document.querySelector("#search"))`)
+	for _, c := range []struct{ state, operation string }{{"outcome=FAILED", "png"}, {"outcome=SUCCEEDED", "jpg"}} {
+		b.until(fmt.Sprintf(`(s => { s.value = %q; s.dispatchEvent(new Event("change")); return true })(document.querySelector("#state"))`, c.state))
+		b.until(fmt.Sprintf(`(s => { s.value = %q; s.dispatchEvent(new Event("change")); return s.value })(document.querySelector("#operation"))`, c.operation))
+		b.until(fmt.Sprintf(`(rows => rows.length > 0 && rows.every(r => r.dataset.state === %q && r.textContent.includes(%q)))([...document.querySelectorAll(".job-row")])`, strings.TrimPrefix(c.state, "outcome="), c.operation))
+	}
+	b.until(`(s => { s.value = "outcome=CANCELLED"; s.dispatchEvent(new Event("change")); return true })(document.querySelector("#state"))`)
+	b.until(`(s => { s.value = "png"; s.dispatchEvent(new Event("change")); return true })(document.querySelector("#operation"))`)
+	b.shows(".notice", "No such jobs")
+	b.until(`(s => { s.value = "outcome=FAILED"; s.dispatchEvent(new Event("change")); return true })(document.querySelector("#state"))`)
+	b.click(".job-row[data-job='" + failed + "'] [data-action=retry]")
+	p.endedIn(failed, 2)
+	b.shows(".job-row[data-job='"+failed+"']", "revision 2")
+}
+
 // uiExpiry: a job whose pictures are not kept any more says so, in the history and by itself.
 func uiExpiry(t *testing.T, p *program, broker string) {
 	b := openTab(t, p, "/")
@@ -369,7 +409,7 @@ func uiPhone(t *testing.T, p *program) {
 	b.until(`document.querySelector("dialog .after").complete`)
 	b.fits("compare")
 	b.keys(kb.Escape)
-	for _, at := range []string{"/history", "/operations"} {
+	for _, at := range []string{"/history", "/history/all", "/operations"} {
 		b.goTo(at)
 		b.fits(at)
 	}
@@ -414,7 +454,7 @@ func uiKeyboard(t *testing.T, p *program) {
 	b.keys(kb.Home)
 	b.shows(".moment output", "1 of 6: JobRequested")
 	evaluate[bool](b, "document.activeElement.blur(), scrollTo(0, 0), true")
-	b.tabTo("nav a[href='#/history']")
+	b.tabTo(".bar a[href='#/history']")
 	b.keys(kb.Enter)
 	b.shows("h1", "History")
 	b.tabTo(".job-row [data-action=remove]")
@@ -511,7 +551,7 @@ func TestUIServerAway(t *testing.T) {
 	p := run(t, variables)
 	b := openTab(t, p, "/")
 	b.excused = aServerThatIsAway
-	b.choose(saved(t, "slow.png", pngOf(t, picture(900, 700))))
+	b.choose(saved(t, "slow.png", pngOf(t, picture(700, 500))))
 	b.want("denoise", "webp")
 	id := b.start()
 	b.shows(".connection", "Live")
@@ -641,5 +681,5 @@ func TestUIOperations(t *testing.T) {
 	b.shows(".letters .notice", "No dead letters")
 	b.until(`(s => { s.value = "all"; s.dispatchEvent(new Event("change")); return true })(document.querySelector("#letters-state"))`)
 	b.until(`document.querySelectorAll("[data-letter]").length === 2`)
-	b.shows("table tbody", "discarded")
+	b.shows(".letters tbody", "discarded")
 }
