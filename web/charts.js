@@ -5,6 +5,8 @@ import uPlot from "/vendor/uPlot.js";
 import { h, fill } from "./dom.js";
 
 const height = 200;
+const minutes = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const kinds = ["INPUT", "WORLD", "INTERNAL"];
 
 export function charts() {
@@ -36,14 +38,15 @@ function chart(title) {
   const place = h("div", { className: "plot", "aria-hidden": "true" });
   const words = h("p", { className: "hint" });
   const figure = h("figure", { className: "chart" }, h("figcaption", {}, title), place, words);
-  let plot, drawn;
+  let plot, drawn, last;
   const observer = new ResizeObserver(() => plot?.setSize({ width: place.clientWidth, height }));
   observer.observe(place);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const anew = () => { drawn = undefined; };
+  const anew = () => { drawn = undefined; if (last) draw(...last); };
   dark.addEventListener("change", anew);
 
   function draw(times, names, rows, sums) {
+    last = [times, names, rows, sums];
     const told = sums.filter(([, n]) => n > 0).map(([name, n]) => `${name} ${n}`).join(", ");
     words.textContent = told ? `In this time: ${told}` : "Nothing in this time.";
     const key = names.join();
@@ -57,7 +60,7 @@ function chart(title) {
       plot = new uPlot({
         width: place.clientWidth || 300, height, cursor: { y: false }, legend: { live: false },
         scales: { y: { range: (_, __, most) => [0, Math.max(most * 1.1, 1)] } },
-        axes: [axis, { ...axis, size: 44 }],
+        axes: [{ ...axis, space: 72, values: (_, seconds) => seconds.map((at) => (times.at(-1) - times[0] > 600 ? minutes : clock).format(at * 1000)) }, { ...axis, size: 44 }],
         series: [{}, ...names.map((name, i) => ({ label: name, stroke: colour(`--line-${i % 5}`), width: 2, points: { show: false } }))],
       }, [times, ...rows], place);
     } else {

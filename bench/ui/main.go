@@ -49,14 +49,14 @@ func main() {
 	jobs := flag.Int("jobs", 50, "jobs that are looked at, one after another")
 	streams := flag.Int("streams", 500, "event streams that are open at once, each of a job of its own")
 	flag.Parse()
-	ctx, stop := context.WithTimeout(context.Background(), patience)
-	defer stop()
-	if err := run(ctx, *binary, *jobs, *streams); err != nil {
+	if err := run(*binary, *jobs, *streams); err != nil {
 		log.Fatal("bench/ui: ", err)
 	}
 }
 
-func run(ctx context.Context, binary string, jobs, streams int) error {
+func run(binary string, jobs, streams int) error {
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
 	dir, err := os.MkdirTemp("/var/tmp", "pixtools-bench-ui-")
 	if err != nil {
 		return err
@@ -265,7 +265,7 @@ func (b *bench) submit(picture image.Image) (id string, err error) {
 	if err == nil {
 		err = png.Encode(part, picture)
 	}
-	if err = errors.Join(err, w.WriteField("operations", `["webp"]`), w.Close()); err != nil {
+	if err := errors.Join(err, w.WriteField("operations", `["webp"]`), w.Close()); err != nil {
 		return "", err
 	}
 	request, err := http.NewRequestWithContext(b.ctx, http.MethodPost, b.base+"/api/process", &body)

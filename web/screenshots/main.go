@@ -38,14 +38,14 @@ func main() {
 	binary := flag.String("binary", "build/bin/pixtools", "what to show")
 	out := flag.String("out", "docs/images", "where the pictures go")
 	flag.Parse()
-	ctx, stop := context.WithTimeout(context.Background(), patience)
-	defer stop()
-	if err := run(ctx, *binary, *out); err != nil {
+	if err := run(*binary, *out); err != nil {
 		log.Fatal("screenshots: ", err)
 	}
 }
 
-func run(ctx context.Context, binary, out string) error {
+func run(binary, out string) error {
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
 	dir, err := os.MkdirTemp("/var/tmp", "pixtools-screenshots-")
 	if err != nil {
 		return err
@@ -72,11 +72,11 @@ func run(ctx context.Context, binary, out string) error {
 		_ = server.Process.Signal(syscall.SIGTERM)
 		_ = server.Wait()
 	}()
-	tab, stop, err := testenv.Browser(ctx)
+	tab, closeTab, err := testenv.Browser(ctx)
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer closeTab()
 	s := shooting{tab: tab, base: "http://127.0.0.1:" + port, out: out}
 	if err := s.healthy(); err != nil {
 		return err
@@ -191,7 +191,7 @@ func (s shooting) shot(name string, width, height int64, scheme string) error {
 	}
 	file := filepath.Join(s.out, name+".png")
 	fmt.Println(file)
-	return os.WriteFile(file, taken, 0o644) //nolint:gosec // pictures for everybody
+	return os.WriteFile(file, taken, 0o644)
 }
 
 func (s shooting) healthy() error {
