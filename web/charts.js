@@ -60,7 +60,7 @@ function chart(title) {
       plot = new uPlot({
         width: place.clientWidth || 300, height, cursor: { y: false }, legend: { live: false },
         scales: { y: { range: (_, __, most) => [0, Math.max(most * 1.1, 1)] } },
-        axes: [{ ...axis, space: 72, values: (_, seconds) => seconds.map((at) => (times.at(-1) - times[0] > 600 ? minutes : clock).format(at * 1000)) }, { ...axis, size: 44 }],
+        axes: [{ ...axis, space: 110, values: (_, seconds) => seconds.map((at) => (times.at(-1) - times[0] > 600 ? minutes : clock).format(at * 1000)) }, { ...axis, size: 44 }],
         series: [{}, ...names.map((name, i) => ({ label: name, stroke: colour(`--line-${i % 5}`), width: 2, points: { show: false } }))],
       }, [times, ...rows], place);
     } else {
