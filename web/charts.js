@@ -58,7 +58,7 @@ function chart(title) {
       const colour = (name) => style.getPropertyValue(name).trim();
       const axis = { stroke: colour("--muted"), grid: { stroke: colour("--edge"), width: 1 }, ticks: { stroke: colour("--edge"), width: 1 } };
       plot = new uPlot({
-        width: place.clientWidth || 300, height, cursor: { y: false }, legend: { live: false },
+        width: place.clientWidth || 300, height, padding: [8, 44, 0, 0], cursor: { y: false }, legend: { live: false },
         scales: { y: { range: (_, __, most) => [0, Math.max(most * 1.1, 1)] } },
         axes: [{ ...axis, space: 110, values: (_, seconds) => seconds.map((at) => (times.at(-1) - times[0] > 600 ? minutes : clock).format(at * 1000)) }, { ...axis, size: 44 }],
         series: [{}, ...names.map((name, i) => ({ label: name, stroke: colour(`--line-${i % 5}`), width: 2, points: { show: false } }))],
