@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-replay faults faults-bugs build clean native testdeps schemas generate model-import
+.PHONY: help run test lint screenshots bench bench-replay faults faults-bugs build clean native testdeps schemas generate model-import
 
 # What a Go build needs to find libvips; see internal/native/env.sh.
 ENV := eval "$$(sh internal/native/env.sh)" &&
@@ -31,8 +31,10 @@ lint: native schemas ## run the linters, and check the public contract
 	@sh internal/lint/install.sh go
 	@$(ENV) build/tools/golangci-lint run ./...
 
-bench: build ## measure jobs a second, CPU a job, times; a rebuild; denoising beside its peers (PyTorch: 7 GB, once; PEERS=0 without)
+bench: build ## measure jobs a second, CPU a job, times; the page; a rebuild; denoising beside its peers (PyTorch: 7 GB, once; PEERS=0 without)
 	@$(ENV) go run ./bench/load
+	@sh internal/testenv/install.sh chromium
+	@$(ENV) go run ./bench/ui
 	@$(ENV) go run ./bench/replay -broker=embedded -events=$(or $(EVENTS),1000000)
 	@[ "$(PEERS)" = 0 ] || models/training/venv.sh >/dev/null
 	@$(ENV) go run ./bench/denoise -peers=$(if $(filter 0,$(PEERS)),false,true)
@@ -45,6 +47,10 @@ faults-bugs: native testdeps ## make deliberate bugs, to show that the judge fin
 	@$(ENV) go run ./bench/faults -scenario=bugs $(if $(SEED),-seed=$(SEED)) $(FAULTS)
 bench-replay: build ## measure a rebuild of the read model: EVENTS=10000000 long a log, BROKER=embedded for that broker
 	@$(ENV) go run ./bench/replay -events=$(or $(EVENTS),10000000) -broker=$(or $(BROKER),kafka)
+
+screenshots: build ## make the pictures of the page in docs/images, which the README shows
+	@sh internal/testenv/install.sh chromium
+	@$(ENV) go run ./web/screenshots
 
 generate: native ## write events/*.pb.go, schemas/descriptors.binpb and schemas/openapi.json anew
 	@sh schemas/generate.sh

@@ -36,7 +36,20 @@ type Job struct {
 	Revision         int32             `json:"revision"`
 	UpdatedAt        time.Time         `json:"updated_at"`
 	FinalizedAt      *time.Time        `json:"finalized_at"`
+	Source           Source            `json:"source"`
 	OperationResults map[string]Result `json:"operation_results"`
+}
+
+// Source is the picture that was uploaded.
+type Source struct {
+	Name      string     `json:"name,omitempty" description:"The file's name, where it can be opened"`
+	Bytes     int64      `json:"bytes"`
+	Width     int32      `json:"width"`
+	Height    int32      `json:"height"`
+	Format    string     `json:"format"`
+	SHA256    string     `json:"sha256"`
+	URL       string     `json:"url,omitempty" description:"Signed link; absent where the picture has expired"`
+	ExpiresAt *time.Time `json:"expires_at,omitempty" description:"When the link ends; a later read gives a new one"`
 }
 
 // Result is one operation of a job.
@@ -246,6 +259,13 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 		s.Log.Warn("file name cannot be opened; links go without it", "job", state.GetId(), "error", err)
 	}
 	job, told := jobOf(state), s.progress(ctx, state)
+	if job.Source.Name = name; !state.GetSourceExpired() {
+		link, expires, err := s.Store.PresignGet(ctx, state.GetSource().GetKey(), sourceName(name, job.Source.Format))
+		if err != nil {
+			return Job{}, err
+		}
+		job.Source.URL, job.Source.ExpiresAt = link, &expires
+	}
 	for _, op := range state.GetOperations() {
 		result := job.OperationResults[op.GetName()]
 		// An earlier attempt's progress is none: the work began anew.
@@ -270,6 +290,9 @@ func jobOf(state *events.Job) Job {
 		JobID: state.GetId(), Status: words[projections.StandingOf(state)].status, ErrorMessage: errorMessageOf(state),
 		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
 		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
+	}
+	if from := state.GetSource(); from != nil {
+		job.Source = Source{Bytes: from.GetBytes(), Width: from.GetWidth(), Height: from.GetHeight(), Format: from.GetFormat(), SHA256: from.GetSha256()}
 	}
 	if state.GetPhase() == events.Phase_PHASE_ENDED {
 		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
@@ -325,6 +348,14 @@ func errorMessageOf(state *events.Job) *string {
 	}
 	text := strings.Join(all, "; ")
 	return &text
+}
+
+// sourceName is the original name, or one that says what it is.
+func sourceName(original, format string) string {
+	if original == "" {
+		return "image." + format
+	}
+	return original
 }
 
 // downloadName is pixtools_{op}_{original base name}.{ext}.

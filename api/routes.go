@@ -98,6 +98,9 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOperationID("queues"), fuego.OptionSummary("What waits and what runs"),
 		fuego.OptionOverrideDescription("For operators: how much is to be done of each operation, and for how long it waits."),
 		problems(503))
+	fuego.Get(f, "/api/activity", s.activity,
+		fuego.OptionOperationID("activity"), fuego.OptionSummary("What happened in the last hour"),
+		fuego.OptionOverrideDescription("For operators: jobs accepted, results by operation and failures by kind, as the log tells them since this process started."))
 	fuego.Get(f, "/api/health", s.health,
 		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"regexp"
@@ -26,7 +25,6 @@ import (
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/sniff"
 	"github.com/pixtools/pixtools/projections"
-	"github.com/pixtools/pixtools/web"
 )
 
 // PositionHeader carries the position of what a request wrote.
@@ -206,34 +204,6 @@ func (s *Server) sendError(w http.ResponseWriter, r *http.Request, err error) {
 		s.Log.Error("request failed", "request", r.Header.Get(requestIDHeader), "path", r.URL.Path, "status", p.Status, "error", errors.Join(p.cause, err))
 	}
 	p.write(w)
-}
-
-// pages serves the UI and the description of the API.
-func (s *Server) pages() error {
-	static := http.FileServerFS(web.Files)
-	for _, path := range []string{"/app.js", "/style.css", "/vendor/"} {
-		s.mux.Handle("GET "+path, static)
-	}
-	for path, page := range map[string]struct{ file, policy string }{
-		"GET /{$}": {"index.html", "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"},
-		// The API reference, not ours, sets styles from its script.
-		"GET /docs": {"docs.html", "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"},
-	} {
-		body, err := fs.ReadFile(web.Files, page.file)
-		if err != nil {
-			return err
-		}
-		s.mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "text/html; charset=utf-8")
-			w.Header().Set("Content-Security-Policy", page.policy)
-			_, _ = w.Write(body)
-		})
-	}
-	s.mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(s.spec)
-	})
-	return nil
 }
 
 // ServeHTTP answers a request.

@@ -42,11 +42,11 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer leave()
-	told, stop := s.Follower.Watch(id) // before reading the job
+	told, stop := s.Follower.Watch(id, s.partitionOf(id)) // before reading the job
 	defer func() { stop() }()
 	listening, silence := s.Progress.Listen(id)
 	defer silence()
-	state, place, err := s.findWithPlace(r.Context(), id)
+	state, place, err := s.findWithPlace(r.Context(), id, told.After)
 	if err != nil {
 		return err
 	}
@@ -70,8 +70,8 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 		case e, ok := <-told.C:
 			if !ok { // too many at once: the job is read anew
 				stop()
-				told, stop = s.Follower.Watch(id)
-				if state, place, err = s.findWithPlace(r.Context(), id); err == nil {
+				told, stop = s.Follower.Watch(id, s.partitionOf(id))
+				if state, place, err = s.findWithPlace(r.Context(), id, told.After); err == nil {
 					err = s.sendJob(r.Context(), out, state, place)
 				}
 				break
@@ -89,10 +89,16 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 	}
 }
 
-// findWithPlace is find, with the offset of the last event in the job.
-func (s *Server) findWithPlace(ctx context.Context, id string) (*events.Job, int64, error) {
+// findWithPlace is find, from a read model that has passed the offset after, with the offset of
+// the last event in the job.
+func (s *Server) findWithPlace(ctx context.Context, id string, after int64) (*events.Job, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WaitTimeout)
 	defer cancel()
+	if after >= 0 {
+		if err := s.Reader.Wait(ctx, s.partitionOf(id), after); err != nil {
+			return nil, 0, unavailable("The read model has not caught up with the log yet.", err)
+		}
+	}
 	state, place, err := s.Reader.JobAndPlace(ctx, defaultTenant, id)
 	if errors.Is(err, projections.ErrNotFound) {
 		if _, err = s.lookAgain(ctx, id); err == nil {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -19,10 +20,14 @@ import (
 type Follower struct {
 	client *kgo.Client
 	log    *slog.Logger
+	// Activity counts what is told.
+	Activity *Activity
 
 	mu sync.Mutex
 	// streams are those that watch a job, by job.
 	streams map[string]map[*Stream]struct{}
+	// passed is the offset of the last record that was read, by partition.
+	passed map[int32]int64
 }
 
 // Told is an event and its offset.
@@ -34,7 +39,10 @@ type Told struct {
 // Stream has the events of one job. C is closed when events were lost, since they were not
 // taken in time: then the job must be read anew.
 type Stream struct {
-	C      chan Told
+	C chan Told
+	// After is the offset of the last record in the job's partition of which nobody is told here
+	// any more; -1 where there is none.
+	After  int64
 	closed bool
 }
 
@@ -64,7 +72,7 @@ func NewFollower(ctx context.Context, log *slog.Logger, opts ...kgo.Opt) (*Follo
 	if err != nil {
 		return nil, err
 	}
-	return &Follower{client: client, log: log, streams: map[string]map[*Stream]struct{}{}}, nil
+	return &Follower{client: client, log: log, Activity: newActivity(time.Now()), streams: map[string]map[*Stream]struct{}{}, passed: map[int32]int64{}}, nil
 }
 
 // Run reads until ctx is done.
@@ -83,16 +91,15 @@ func (f *Follower) Run(ctx context.Context) error {
 }
 
 func (f *Follower) tell(r *kgo.Record) {
+	e, err := events.Decode(r)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	streams := f.streams[string(r.Key)]
-	if len(streams) == 0 {
-		return
-	}
-	e, err := events.Decode(r)
+	f.passed[r.Partition] = r.Offset
 	if err != nil {
 		return // others tell of it
 	}
+	f.Activity.count(e)
+	streams := f.streams[string(r.Key)]
 	for s := range streams {
 		select {
 		case s.C <- Told{e, r.Offset}:
@@ -114,13 +121,18 @@ func (f *Follower) drop(jobID string, s *Stream) {
 	}
 }
 
-// Watch tells of a job's events from now on, until stop is called. Who watches before
-// reading the job misses none: an event that was not applied yet when the job was read is
-// told here.
-func (f *Follower) Watch(jobID string) (s *Stream, stop func()) {
-	s = &Stream{C: make(chan Told, streamBuffer)}
+// Watch tells of the events of a job, in whose partition it is, from now on, until stop is called.
+//
+// Who watches before reading the job, and reads it from a read model that has passed After, misses
+// none. Without After some would be missed: an event is read here (nobody watches yet), the
+// watch begins, the job is read, and only then the projector applies the event.
+func (f *Follower) Watch(jobID string, partition int32) (s *Stream, stop func()) {
+	s = &Stream{C: make(chan Told, streamBuffer), After: -1}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if passed, any := f.passed[partition]; any {
+		s.After = passed
+	}
 	if f.streams[jobID] == nil {
 		f.streams[jobID] = map[*Stream]struct{}{}
 	}

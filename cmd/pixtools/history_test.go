@@ -50,11 +50,11 @@ func TestHistory(t *testing.T) {
 		for _, at := range []string{e.Position, e.Time.Format(time.RFC3339Nano)} {
 			require.Equal(t, http.StatusOK, p.ask(http.MethodGet, "/api/jobs/"+id+"?at="+url.QueryEscape(at), nil, &job), at)
 			if at == e.Position {
-				require.Equal(t, *e.Job, job)
+				require.Equal(t, *e.Job, unsigned(job))
 			}
 		}
 	}
-	require.Equal(t, last, job)
+	require.Equal(t, unsigned(last), unsigned(job))
 	var problem api.Problem
 	before := last.CreatedAt.Add(-time.Nanosecond).Format(time.RFC3339Nano)
 	require.Equal(t, http.StatusNotFound, p.ask(http.MethodGet, "/api/jobs/"+id+"?at="+before, nil, &problem))
@@ -73,4 +73,10 @@ func TestHistory(t *testing.T) {
 	out, err = p.tool("job", "history", id, "--json")
 	require.NoError(t, err, out)
 	require.Equal(t, 8, strings.Count(out, "\n"), out)
+}
+
+// unsigned is the job without what is no part of its events: its source's name and link.
+func unsigned(job api.Job) api.Job {
+	job.Source.Name, job.Source.URL, job.Source.ExpiresAt = "", "", nil
+	return job
 }

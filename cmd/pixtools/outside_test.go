@@ -1,19 +1,10 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/chromedp/cdproto/runtime"
-	"github.com/chromedp/chromedp"
 	"github.com/stretchr/testify/require"
 )
 
@@ -58,59 +49,4 @@ func TestConsumerThatIsNotOurs(t *testing.T) {
 			require.Equal(t, map[string]int{"JobRequested": 1, "OperationStarted": 2, "OperationCompleted": 2, "JobFinalized": 1}, seen)
 		})
 	}
-}
-
-// TestPage: the first page in a real browser, from choosing a file to its result, with
-// nothing from elsewhere and no complaint in the console.
-func TestPage(t *testing.T) {
-	browser, err := exec.LookPath("chromium")
-	require.NoError(t, err, "run: sh internal/testenv/install.sh chromium")
-	p := run(t, embeddedEnv(t))
-	source := filepath.Join(t.TempDir(), "photo.png")
-	require.NoError(t, os.WriteFile(source, pngOf(t, picture(90, 60)), 0o600))
-
-	allocator, stop := chromedp.NewExecAllocator(within(t), chromedp.ExecPath(browser), chromedp.NoSandbox,
-		chromedp.Flag("headless", true), chromedp.Flag("disable-gpu", true), chromedp.Flag("no-first-run", true),
-		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true))
-	defer stop()
-	ctx, cancel := chromedp.NewContext(allocator)
-	defer cancel()
-	do(t, ctx, chromedp.Navigate("about:blank"))
-	var complaints []string
-	require.NoError(t, chromedp.Listen(ctx, func(event any) {
-		switch e := event.(type) {
-		case *runtime.EventExceptionThrown:
-			complaints = append(complaints, fmt.Sprintf("%+v", e.ExceptionDetails))
-		case *runtime.EventConsoleAPICalled:
-			if slices.Contains([]string{"error", "warning"}, string(e.Type)) {
-				complaints = append(complaints, fmt.Sprint(e.Args))
-			}
-		}
-	}))
-	do(t, ctx, chromedp.Navigate(p.base))
-	do(t, ctx, chromedp.SetUploadFiles("#file", []string{source}))
-	do(t, ctx, chromedp.Click("input[value=avif]"))
-	do(t, ctx, chromedp.Click("input[value=denoise]"))
-	do(t, ctx, chromedp.Click("button[type=submit]"))
-	do(t, ctx, chromedp.WaitVisible(`li[data-operation=webp] a`))
-	do(t, ctx, chromedp.WaitVisible(`li[data-operation=avif] a`))
-	do(t, ctx, chromedp.WaitVisible(`li[data-operation=denoise] a`))
-	do(t, ctx, chromedp.Poll[bool](`document.querySelector("#status").textContent === "SUCCEEDED"`, chromedp.WithPollingTimeout(time.Minute)))
-	do(t, ctx, chromedp.Poll[bool](`document.querySelector("#message").textContent === "Done."`, chromedp.WithPollingTimeout(time.Minute)))
-	origins := do(t, ctx, chromedp.Evaluate[[]string](`[...new Set(performance.getEntriesByType("resource").map(e => new URL(e.name).origin))]`))
-	require.Equal(t, []string{p.base}, origins)
-	link := do(t, ctx, chromedp.Evaluate[string](`document.querySelector("li[data-operation=webp] a").href`))
-	made, _ := fetch(t, link)
-	checkPicture(t, made, "webp", 90, 60)
-	require.Empty(t, complaints)
-
-	do(t, ctx, chromedp.Navigate(p.base+"/docs"))
-	do(t, ctx, chromedp.Poll[bool](`document.body.textContent.includes("Submit a picture")`, chromedp.WithPollingTimeout(time.Minute)))
-}
-
-func do[T any](t *testing.T, ctx context.Context, action chromedp.Action[T]) T {
-	t.Helper()
-	value, err := chromedp.Run(ctx, action)
-	require.NoError(t, err)
-	return value
 }

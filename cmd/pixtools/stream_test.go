@@ -117,3 +117,22 @@ func TestStream(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, n.data, id, "and after a restart it goes on")
 }
+
+// TestStreamsFromTheStart: who follows a job as soon as it is accepted sees its end, however the
+// stream's begin and the job's events fall. What it is told of, what it reads first, and what the
+// projector applies meanwhile are at different places of the log.
+func TestStreamsFromTheStart(t *testing.T) {
+	p := run(t, embeddedEnv(t))
+	content := pngOf(t, picture(20, 20))
+	for range 40 {
+		id := p.submit(file("a.png", "image/png", content), field("operations", `["webp","jpg"]`))
+		next := p.follow(id)
+		for ended := false; !ended; {
+			n, err := next()
+			require.NoError(t, err)
+			var job api.Job
+			require.NoError(t, json.Unmarshal([]byte(n.data), &job))
+			ended = job.Outcome != nil
+		}
+	}
+}

@@ -14,24 +14,27 @@ import (
 // Operation is one thing that can be made of a picture.
 type Operation struct {
 	// Name is what clients write and what the consumer group is called after.
-	Name string
+	Name string `json:"name"`
 	// Format is the artifact's format; Extension and ContentType follow from it.
-	Format, Extension, ContentType string
+	Format      string `json:"format"`
+	Extension   string `json:"-"`
+	ContentType string `json:"-"`
 	// Converts is true where the point is another format: then a source that has
 	// it already is refused.
-	Converts bool
+	Converts bool `json:"converts"`
 	// Parameters are those a client may set, each at most once.
-	Parameters []Parameter
+	Parameters []Parameter `json:"parameters,omitempty"`
 }
 
 // Parameter is one named setting of an operation.
 type Parameter struct {
-	Name string
+	Name string `json:"name"`
 	// Boolean parameters take true or false; the others whole numbers from Min to Max.
-	Boolean  bool
-	Min, Max int
+	Boolean bool `json:"boolean"`
+	Min     int  `json:"min"`
+	Max     int  `json:"max"`
 	// Help says what it does, and its default.
-	Help string
+	Help string `json:"help"`
 }
 
 // All is every operation, in the order in which they are shown.

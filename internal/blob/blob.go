@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -240,6 +241,19 @@ func (s *Store) nextPage(ctx context.Context, pages *s3.ListObjectsV2Paginator) 
 	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
 	defer cancel()
 	return pages.NextPage(call)
+}
+
+// PublicOrigin is the origin (scheme, host and port) that links lead to.
+func (s *Store) PublicOrigin(ctx context.Context) (string, error) {
+	link, _, err := s.PresignGet(ctx, "any", "any")
+	if err != nil {
+		return "", err
+	}
+	parsed, err := url.Parse(link)
+	if err != nil {
+		return "", err
+	}
+	return parsed.Scheme + "://" + parsed.Host, nil
 }
 
 // PresignGet makes a link that anybody can download the object with until expiresAt, saved under

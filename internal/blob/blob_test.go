@@ -217,6 +217,9 @@ func links(t *testing.T, s *blob.Store, cfg blob.Config) {
 	const key = "processed/job/linked"
 	require.NoError(t, s.Put(ctx, key, bytes.NewReader(body), int64(len(body)), sum, "image/webp"))
 
+	origin, err := s.PublicOrigin(ctx)
+	require.NoError(t, err)
+	require.Equal(t, cfg.Endpoint, origin)
 	link, expiresAt, err := s.PresignGet(ctx, key, "pixtools_webp_cat.webp")
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(24*time.Hour), expiresAt, deadline)

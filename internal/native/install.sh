@@ -5,7 +5,8 @@
 #   build/native/include/          libvips' and glib's headers
 #   build/native/lib/              what govips links to and that libvips lacks
 #   build/npm/node_modules/.bin/   buf
-#   web/vendor/scalar.js           the API page's script
+#   web/vendor/                    the browser's libraries: scalar.js for the API page; uPlot.js, uPlot.css, client-zip.js
+#   build/npm/node_modules/axe-core/   what the page's tests check accessibility with
 #
 # It needs node and npm, no root, and runs no package's own scripts. What it did is
 # noted by a copy of the lock file; while that is the same, it does nothing. That copy
@@ -17,7 +18,7 @@ here=$root/internal/native
 build=$root/build
 stamp=$build/native/installed-lock.json
 
-if cmp -s "$here/package-lock.json" "$stamp" && [ -f "$root/web/vendor/scalar.js" ] && [ -f "$build/native/lib/libabsent.a" ] &&
+if cmp -s "$here/package-lock.json" "$stamp" && [ -f "$root/web/vendor/scalar.js" ] && [ -f "$root/web/vendor/uPlot.js" ] && [ -f "$build/native/lib/libabsent.a" ] &&
 	ls "$build"/bin/lib/libonnxruntime.* >/dev/null 2>&1; then
 	exit 0
 fi
@@ -97,4 +98,7 @@ rm -f "$build/native/lib/libabsent.a"
 "${AR:-ar}" rcs "$build/native/lib/libabsent.a" "$build/native/lib/absent.o"
 
 cp "$packages/@scalar/api-reference/dist/browser/standalone.js" "$root/web/vendor/scalar.js"
+cp "$packages/client-zip/index.js" "$root/web/vendor/client-zip.js"
+cp "$packages/uplot/dist/uPlot.min.css" "$root/web/vendor/uPlot.css"
+cp "$packages/uplot/dist/uPlot.esm.js" "$root/web/vendor/uPlot.js"
 cp "$here/package-lock.json" "$stamp"
