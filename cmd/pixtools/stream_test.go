@@ -124,8 +124,13 @@ func TestStream(t *testing.T) {
 func TestStreamsFromTheStart(t *testing.T) {
 	p := run(t, embeddedEnv(t))
 	content := pngOf(t, picture(20, 20))
-	for range 40 {
+	for moment := range 60 {
 		id := p.submit(file("a.png", "image/png", content), field("operations", `["webp","jpg"]`))
+		for range moment { // another moment each time
+			response, err := http.Get(p.base + "/api/livez")
+			require.NoError(t, err)
+			response.Body.Close()
+		}
 		next := p.follow(id)
 		for ended := false; !ended; {
 			n, err := next()
