@@ -118,21 +118,33 @@ func TestStream(t *testing.T) {
 	require.Contains(t, n.data, id, "and after a restart it goes on")
 }
 
-// TestStreamsFromTheStart: who follows a job as soon as it is accepted sees its end, however the
-// stream's begin and the job's events fall. What it is told of, what it reads first, and what the
-// projector applies meanwhile are at different places of the log.
-func TestStreamsFromTheStart(t *testing.T) {
-	p := run(t, embeddedEnv(t))
-	content := pngOf(t, picture(20, 20))
-	for range 40 {
-		id := p.submit(file("a.png", "image/png", content), field("operations", `["webp","jpg"]`))
-		next := p.follow(id)
-		for ended := false; !ended; {
+// TestStreamBehindTheLog: a stream does not begin with a job from a read model that has not what the
+// process has read of the log already: nobody would tell it of that any more.
+func TestStreamBehindTheLog(t *testing.T) {
+	variables := realEnv(t)
+	p := run(t, variables, "--roles=api,saga")
+	variables["PORT"] = freePort(t)
+	projector := prepare(t, variables, "--roles=projector")
+	projector.start()
+	id := p.submit(file("a.png", "image/png", pngOf(t, picture(20, 20))), field("operations", `["webp"]`)) // nobody works on it
+	eventually(t, "the read model has it", func() error { _, err := p.job(id); return err })
+	next := p.follow(id)
+	require.NoError(t, projector.cmd.Process.Signal(syscall.SIGSTOP))
+	require.Equal(t, http.StatusAccepted, p.cancel(id).StatusCode)
+	cancelled := func(next func() (news, error)) {
+		var job api.Job
+		for job.Outcome == nil {
 			n, err := next()
 			require.NoError(t, err)
-			var job api.Job
 			require.NoError(t, json.Unmarshal([]byte(n.data), &job))
-			ended = job.Outcome != nil
 		}
+		require.Equal(t, "CANCELLED", *job.Outcome)
 	}
+	cancelled(next) // who was there before hears of it
+	var problem api.Problem
+	require.Equal(t, http.StatusServiceUnavailable, p.ask(http.MethodGet, "/api/jobs/"+id+"/stream", nil, &problem))
+	require.Contains(t, problem.Detail, "not caught up")
+	require.NoError(t, projector.cmd.Process.Signal(syscall.SIGCONT))
+	p.ended(id)
+	cancelled(p.follow(id))
 }
