@@ -37,6 +37,9 @@ type verify struct {
 // mostReexecuted bounds --reexecute: they are kept in memory, with their jobs.
 const mostReexecuted = 100_000
 
+// letterTakes is how long the saga may take to tell of an unreadable record, with a restart.
+const letterTakes = time.Minute
+
 // couldNotCheck is verify's exit status where something was not there to be checked.
 const couldNotCheck = 2
 
@@ -204,7 +207,8 @@ func (v verify) log(ctx context.Context, p *parts, whole, meant map[int32]eventl
 		return err
 	}
 	a.Excused = func(r *kgo.Record) bool {
-		return letters[r.Partition][r.Offset] || a.Now.Sub(r.Timestamp) > p.cfg.DeadLetters.Retention
+		age := a.Now.Sub(r.Timestamp)
+		return letters[r.Partition][r.Offset] || age > p.cfg.DeadLetters.Retention || age < letterTakes
 	}
 	a.Progress = func(done, total int64) {
 		tell.gauge.counts = "objects"

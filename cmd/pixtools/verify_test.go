@@ -257,6 +257,17 @@ func TestVerify(t *testing.T) {
 	position := found.of(audit.NoEnd, stuck)[0].Position
 	require.Len(t, p.verify(1, "--artifacts=none", "--until", position, "--grace", "1s").of(audit.NoEnd, stuck), 1)
 
+	// Records that are no events: nobody is there to tell of them, and one is still young.
+	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Kafka.Brokers...), kgo.DefaultProduceTopic(events.Topic))
+	require.NoError(t, err)
+	defer client.Close()
+	old := &kgo.Record{Key: []byte(stuck), Value: []byte("no event"), Timestamp: ago(time.Hour)}
+	require.NoError(t, client.ProduceSync(t.Context(), old, &kgo.Record{Key: []byte(young), Value: []byte("no event")}).FirstErr())
+	unreadable := p.verify(1, "--artifacts=none", "--read-model=false")
+	require.EqualValues(t, 2, unreadable.summary.Broken)
+	require.EqualValues(t, 1, unreadable.summary.Kinds[audit.Unreadable])
+	require.Equal(t, old.Offset, unreadable.of(audit.Unreadable, stuck)[0].Offset)
+
 	p.kill()
 	for _, away := range []string{"AWS_ENDPOINT_URL=http://127.0.0.1:1", "KAFKA_BROKERS=127.0.0.1:1", "VERIFY_HELD_JOBS=0"} {
 		p.env = append(slices.Clone(env), away)
