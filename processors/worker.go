@@ -524,7 +524,7 @@ func (w *Worker) emit(ctx context.Context, decided []events.Event) error {
 			return err
 		}
 		if bug.On("worker-acks-early") {
-			w.publisher.Begin(context.WithoutCancel(ctx), r)
+			time.AfterFunc(time.Second, func() { w.publisher.Begin(context.WithoutCancel(ctx), r) })
 			continue
 		}
 		if err := w.publisher.Append(ctx, r); err != nil {
