@@ -177,6 +177,11 @@ func (l *LagReader) look(ctx context.Context) (Lags, error) {
 	for name, err := range faults {
 		answer.Groups[name] = Lag{Err: err}
 	}
+	for name, lag := range answer.Groups { // here, not where it is told: once, however many ask
+		if lag.Err != nil {
+			l.log.Warn("the lag of a consumer group is not known", "group", name, "error", lag.Err)
+		}
+	}
 	l.known = kept
 	return answer, nil
 }
