@@ -21,12 +21,14 @@ import (
 
 // Config says where the registry is.
 type Config struct {
-	// URL is http:// or https://, with user and password where it asks for them; empty: there is none.
-	URL string `env:"SCHEMA_REGISTRY_URL"`
+	// URL is `http://` or `https://`, with user and password where it asks for them; empty: there is
+	// none.
+	URL string `env:"SCHEMA_REGISTRY_URL" secret:"url"`
 	// Timeout bounds one request.
-	Timeout time.Duration `env:"SCHEMA_REGISTRY_TIMEOUT" envDefault:"5s"`
+	// Beyond it: it is tried again.
+	Timeout time.Duration `env:"SCHEMA_REGISTRY_TIMEOUT" envDefault:"5s" range:"100ms to 1m"`
 	// RetryAfter is the pause after a registry that could not be reached.
-	RetryAfter time.Duration `env:"SCHEMA_REGISTRY_RETRY_AFTER" envDefault:"30s"`
+	RetryAfter time.Duration `env:"SCHEMA_REGISTRY_RETRY_AFTER" envDefault:"30s" range:"100ms to 1h"`
 }
 
 // Validate reports every fault at once, by the name of the variable. It quotes no
