@@ -93,7 +93,9 @@ func (c Config) poolConfig() (*pgxpool.Config, error) {
 	}
 	pc, err := pgxpool.ParseConfig(address)
 	if err != nil {
-		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+		// pgx quotes the address first, and where it cannot parse it, with the password.
+		_, why, _ := strings.Cut(err.Error()[strings.LastIndexByte(err.Error(), '`')+1:], ": ")
+		return nil, fmt.Errorf("DATABASE_URL cannot be used: %s; it is of the form postgres://user:password@host/database?sslmode=verify-full&sslrootcert=FILE (characters such as @ in the password are written %%40)", why)
 	}
 	return pc, nil
 }

@@ -144,6 +144,9 @@ const (
 )
 
 func load(environment map[string]string) loaded {
+	if environment == nil {
+		environment = map[string]string{} // nil would mean that of the process
+	}
 	l := loaded{sources: map[string]string{}}
 	c := &l.config
 	environment, l.faults = l.filed(environment)
@@ -233,14 +236,19 @@ func (c config) check() []error {
 		}
 	}
 	// What is not known before the embedded parts run, or is set in code, is as good as set.
-	brokers, consumer := c.Kafka, c.Consumer
 	if c.needs().Kafka {
-		brokers.Brokers = []string{"embedded:1"}
+		c.Kafka.Brokers = []string{"embedded:1"}
 	}
-	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
-		if err := part.Validate(); err != nil {
-			faults = append(faults, err)
+	c.Consumer.Group = "any"
+	parts := reflect.ValueOf(c)
+	for i := range parts.NumField() {
+		if !parts.Type().Field(i).IsExported() {
+			continue
+		}
+		if part, ok := parts.Field(i).Interface().(interface{ Validate() error }); ok {
+			if err := part.Validate(); err != nil {
+				faults = append(faults, err)
+			}
 		}
 	}
 	return faults

@@ -70,7 +70,13 @@ func TestEnvExampleIsTheDefaults(t *testing.T) {
 	}
 	l, plain := load(environment), load(nil)
 	require.Empty(t, l.faults)
-	require.Equal(t, plain.config, l.config)
+	require.Equal(t, plain.shown(), func() (all []shownVariable) {
+		for i, v := range l.shown() { // those are named, if only as what they are anyway
+			v.Source = plain.shown()[i].Source
+			all = append(all, v)
+		}
+		return all
+	}())
 }
 
 var (
@@ -157,6 +163,19 @@ func bounded(text string, kind reflect.Type) (at int64, of func(int64) string, o
 	return n << shift, func(n int64) string { return fmt.Sprint(n) }, err == nil
 }
 
+// TestEveryPartIsChecked: a part that brings variables has a Validate, which is called.
+func TestEveryPartIsChecked(t *testing.T) {
+	t.Parallel()
+	for i := range reflect.TypeFor[config]().NumField() {
+		field := reflect.TypeFor[config]().Field(i)
+		if field.Type.Kind() != reflect.Struct {
+			continue
+		}
+		_, checked := reflect.Zero(field.Type).Interface().(interface{ Validate() error })
+		require.True(t, checked, "%s (%s) has no method Validate() error", field.Name, field.Type)
+	}
+}
+
 // TestSecretsAreNotShown: of no variable that may hold a secret, a value is shown: not by
 // `pixtools config`, nor in a fault.
 func TestSecretsAreNotShown(t *testing.T) {
@@ -202,7 +221,9 @@ func TestSecretsAreNotShown(t *testing.T) {
 			for _, fault := range l.faults {
 				fmt.Fprintln(&out, fault)
 			}
-			require.NotContains(t, out.String(), marker, "%s=%s", name, value)
+			for line := range strings.Lines(out.String()) {
+				require.NotContains(t, line, marker, "%s=%s", name, value)
+			}
 		}
 	}
 }

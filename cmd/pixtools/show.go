@@ -110,7 +110,7 @@ func redacted(text, kind string) string {
 	}
 	address, err := url.Parse(text)
 	if err != nil || address.Scheme == "" || address.Host == "" {
-		if kind == "url" { // such as PostgreSQL's "host=... password=..."
+		if kind == "url" || strings.Contains(text, "@") { // such as PostgreSQL's "host=... password=..."
 			return hidden
 		}
 		return text

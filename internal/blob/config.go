@@ -94,7 +94,7 @@ func (c Config) Validate() error {
 	fault(c.Region != "", "AWS_REGION is empty: name a region, such as us-east-1")
 	fault(bucketName.MatchString(c.Bucket), "AWS_S3_BUCKET is %q: use 3 to 63 lower-case letters, digits, dots and hyphens, a letter or digit first and last", c.Bucket)
 	for name, endpoint := range map[string]string{"AWS_ENDPOINT_URL": c.Endpoint, "AWS_PUBLIC_ENDPOINT_URL": c.PublicEndpoint} {
-		fault(endpoint == "" || isHTTPURL(endpoint), "%s is %q: use http://host:port or https://host", name, endpoint)
+		fault(endpoint == "" || isHTTPURL(endpoint), "%s is not of the form http://host:port or https://host (without user and password)", name)
 	}
 	if _, err := c.tls(); err != nil {
 		faults = append(faults, err)
@@ -122,5 +122,5 @@ func (c Config) tls() (*tls.Config, error) {
 
 func isHTTPURL(s string) bool {
 	u, err := url.Parse(s)
-	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil
 }

@@ -56,7 +56,7 @@ type Config struct {
 	MaxBufferedRecords int `env:"KAFKA_MAX_BUFFERED_RECORDS" envDefault:"10000" range:"1 to 1000000" unit:"records"`
 	// MaxBufferedBytes is the same in bytes.
 	// Beyond it: as with MaxBufferedRecords.
-	MaxBufferedBytes int `env:"KAFKA_MAX_BUFFERED_BYTES" envDefault:"67108864" range:"1 MiB to 4 GiB" unit:"bytes"`
+	MaxBufferedBytes int64 `env:"KAFKA_MAX_BUFFERED_BYTES" envDefault:"67108864" range:"1 MiB to 4 GiB" unit:"bytes"`
 	// MaxBatchBytes bounds a batch of a producer. It must not exceed the topic's max.message.bytes.
 	// Beyond it: a larger record is refused.
 	MaxBatchBytes int32 `env:"KAFKA_MAX_BATCH_BYTES" envDefault:"1000000" range:"1 KiB to 64 MiB" unit:"bytes"`
@@ -182,7 +182,7 @@ func (c Config) Validate() error {
 		within("KAFKA_DELIVERY_TIMEOUT", c.DeliveryTimeout, 100*time.Millisecond, 10*time.Minute),
 		within("KAFKA_SUBMIT_TIMEOUT", c.SubmitTimeout, 100*time.Millisecond, 10*time.Minute),
 		within("KAFKA_MAX_BUFFERED_RECORDS", c.MaxBufferedRecords, 1, 1_000_000),
-		within("KAFKA_MAX_BUFFERED_BYTES", c.MaxBufferedBytes, 1<<20, 4<<30),
+		within[int64]("KAFKA_MAX_BUFFERED_BYTES", c.MaxBufferedBytes, 1<<20, 4<<30),
 		within("KAFKA_MAX_BATCH_BYTES", c.MaxBatchBytes, 1<<10, 64<<20),
 	)...)
 }
@@ -218,7 +218,7 @@ func (c SubscriberConfig) Validate() error {
 	return errors.Join(faults...)
 }
 
-func within[T int | int32 | time.Duration](variable string, value, low, high T) error {
+func within[T int | int32 | int64 | time.Duration](variable string, value, low, high T) error {
 	if value < low || value > high {
 		return fmt.Errorf("%s is %v: set it between %v and %v", variable, value, low, high)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 )
@@ -70,7 +71,7 @@ func Refused(err error) string {
 		return "its certificate is not from an authority that we trust"
 	case errors.As(err, &name):
 		return "its certificate is for another name than the one in the address"
-	case errors.As(err, &noTLS):
+	case errors.As(err, &noTLS), errors.Is(err, http.ErrSchemeMismatch):
 		return "it speaks no TLS there"
 	case errors.As(err, &answered) && answered.Op == "remote error" && strings.Contains(answered.Error(), "certificate"):
 		return "it wants another client certificate than ours"

@@ -10,8 +10,11 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +80,15 @@ func TestClient(t *testing.T) {
 	second, err := cfg.GetClientCertificate(nil)
 	require.NoError(t, err)
 	require.NotEqual(t, first.Certificate, second.Certificate)
+}
+
+// TestHTTPServer: Go's HTTP client has an error of its own for it.
+func TestHTTPServer(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	_, err := http.Get(strings.Replace(server.URL, "http://", "https://", 1))
+	require.Equal(t, "it speaks no TLS there", Refused(err), "%v", err)
 }
 
 // TestRefused: what real handshakes come to.
