@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -37,7 +36,7 @@ func TestSecureConnections(t *testing.T) {
 		"DATABASE_URL_FILE": secret(strings.Replace(s.DatabaseURL, "postgres://", "postgresql+asyncpg://", 1)),
 		"REDIS_URL_FILE":    secret("rediss://:" + s.Password + "@" + s.Redis), "REDIS_CA_FILE": s.CAFile,
 		"AWS_ENDPOINT_URL": s.S3, "AWS_CA_BUNDLE": s.CAFile, "AWS_ACCESS_KEY_ID": s.User, "AWS_SECRET_ACCESS_KEY_FILE": secret(s.Password),
-		"AWS_S3_BUCKET": "secure",
+		"AWS_S3_BUCKET": "secure", "KAFKA_SUBMIT_TIMEOUT": "1m", // what is slow here is the machine
 	}
 	// with is env with changes; an empty value unsets.
 	with := func(changes map[string]string) map[string]string {
@@ -83,7 +82,6 @@ func TestSecureConnections(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	const eventsOfTheJob = 6 // requested, two begun, two completed, finalized
 	for name, changes := range map[string]map[string]string{
 		"SCRAM-SHA-256":          {"KAFKA_SASL_MECHANISM": "SCRAM-SHA-256"},
 		"PLAIN":                  {"KAFKA_SASL_MECHANISM": "PLAIN"},
@@ -92,13 +90,13 @@ func TestSecureConnections(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			out, err := tool(with(changes), "events", "cat", "--job", id)
+			out, err := tool(with(changes), "events", "cat", "--job", id, "--type", "JobFinalized")
 			require.NoError(t, err, out)
-			require.Equal(t, eventsOfTheJob, strings.Count(out, "\n"), out)
+			require.Equal(t, 1, strings.Count(out, `"outcome":"OUTCOME_SUCCEEDED"`), out)
 		})
 	}
-	for _, args := range [][]string{
-		{"events", "tail", "--from", "start", "--job", id, "--limit", fmt.Sprint(eventsOfTheJob)},
+	for _, args := range [][]string{ // one after the other: of some, only one may be at work
+		{"events", "tail", "--from", "start", "--job", id, "--type", "JobFinalized", "--limit", "1"},
 		{"events", "export", "--out", filepath.Join(t.TempDir(), "backup"), "--with-blobs", "--with-secrets"},
 		{"verify", "--reexecute", "1"},
 		{"replay", "--diff"},
@@ -106,7 +104,6 @@ func TestSecureConnections(t *testing.T) {
 		{"reprocess", "--operation", "webp", "--where", "engine!=none"},
 	} {
 		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
-			t.Parallel()
 			out, err := tool(env, args...)
 			require.NoError(t, err, out)
 			require.NotContains(t, out, s.Password)

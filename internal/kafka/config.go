@@ -114,8 +114,8 @@ type SubscriberConfig struct {
 	RedeliveryMin time.Duration `env:"KAFKA_CONSUMER_REDELIVERY_MIN" envDefault:"200ms" range:"1ms to KAFKA_CONSUMER_REDELIVERY_MAX"`
 	// RedeliveryMax is where that ceiling ends.
 	RedeliveryMax time.Duration `env:"KAFKA_CONSUMER_REDELIVERY_MAX" envDefault:"30s" range:"1ms to 1h"`
-	// MaxDeliveries of one record, then GiveUp is called. 0: no limit. No group of this program can
-	// give a record up, so it must be 0.
+	// MaxDeliveries is how often a record is delivered before it is given up (GiveUp); 0: no limit. No
+	// group of this program gives one up, so it must be 0.
 	// Beyond it: the program ends.
 	MaxDeliveries int `env:"KAFKA_CONSUMER_MAX_DELIVERIES" envDefault:"0" range:"0 to 0" unit:"deliveries"`
 
