@@ -3,7 +3,9 @@ package blob
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -53,7 +55,8 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 // ourRules is how the names of our lifecycle rules begin; rules with other names are somebody else's.
 const ourRules = "pixtools-"
 
-// EnsureLifecycle makes the server delete sources, results and notes after RetentionDays. Rules of others stay.
+// EnsureLifecycle makes the server delete sources, results and notes after RetentionDays, and clients' own
+// uploads after UploadRetentionDays. Rules of others stay.
 // false without an error means that this server has no lifecycles: the program must delete by itself.
 func (s *Store) EnsureLifecycle(ctx context.Context) (applied bool, err error) {
 	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
@@ -90,14 +93,15 @@ func (s *Store) withOurRules(present []types.LifecycleRule) (rules []types.Lifec
 			rules = append(rules, r)
 		}
 	}
-	prefixes := []string{RawPrefix, ProcessedPrefix, ReprocessPrefix}
-	changed = len(ours) != len(prefixes)
-	for _, prefix := range prefixes {
+	days := map[string]int{RawPrefix: s.cfg.RetentionDays, ProcessedPrefix: s.cfg.RetentionDays, ReprocessPrefix: s.cfg.RetentionDays,
+		UploadsPrefix: s.cfg.UploadRetentionDays}
+	changed = len(ours) != len(days)
+	for _, prefix := range slices.Sorted(maps.Keys(days)) {
 		want := types.LifecycleRule{
 			ID:         aws.String(ourRules + strings.TrimSuffix(prefix, "/")),
 			Status:     types.ExpirationStatusEnabled,
 			Filter:     &types.LifecycleRuleFilter{Prefix: aws.String(prefix)},
-			Expiration: &types.LifecycleExpiration{Days: aws.Int32(int32(s.cfg.RetentionDays))},
+			Expiration: &types.LifecycleExpiration{Days: aws.Int32(int32(days[prefix]))},
 		}
 		changed = changed || !sameRule(ours[*want.ID], want)
 		rules = append(rules, want)

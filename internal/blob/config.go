@@ -12,6 +12,8 @@ import (
 const (
 	maxPresignExpirySeconds = 7 * 24 * 60 * 60 // Signature Version 4 allows a week
 	maxRetentionDays        = 36500
+	maxUploadExpirySeconds  = 24 * 60 * 60 // a day, the least that UploadRetentionDays can be
+	maxUploadRetentionDays  = 30
 	maxAttempts             = 20
 	maxIdleConns            = 10000
 )
@@ -35,6 +37,13 @@ type Config struct {
 
 	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400"`
 	RetentionDays        int `env:"S3_RETENTION_DAYS" envDefault:"30"`
+
+	// UploadExpirySeconds is for how long a client may begin to store a file with the request that was signed
+	// for it; one that is under way then goes on.
+	UploadExpirySeconds int `env:"UPLOAD_URL_EXPIRY_SECONDS" envDefault:"3600"`
+	// UploadRetentionDays is for how long jobs may be made of what was stored so, from when it was signed. The
+	// server deletes it as many days after it was stored, or later.
+	UploadRetentionDays int `env:"UPLOAD_RETENTION_DAYS" envDefault:"1"`
 
 	// CallTimeout bounds a call that moves no content, TransferTimeout one that does, from its begin to
 	// the last byte; both with all attempts and the pauses between them.
@@ -74,6 +83,8 @@ func (c Config) Validate() error {
 	}
 	inRange("PRESIGNED_URL_EXPIRY_SECONDS", c.PresignExpirySeconds, 1, maxPresignExpirySeconds)
 	inRange("S3_RETENTION_DAYS", c.RetentionDays, 1, maxRetentionDays)
+	inRange("UPLOAD_URL_EXPIRY_SECONDS", c.UploadExpirySeconds, 1, maxUploadExpirySeconds)
+	inRange("UPLOAD_RETENTION_DAYS", c.UploadRetentionDays, 1, maxUploadRetentionDays)
 	inRange("S3_MAX_ATTEMPTS", c.MaxAttempts, 1, maxAttempts)
 	inRange("S3_MAX_IDLE_CONNS", c.MaxIdleConns, 1, maxIdleConns)
 	for name, d := range map[string]time.Duration{
