@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -79,7 +78,7 @@ func (s *storeOf) client() *s3.Client {
 
 // embeddedStore reads where the embedded server is, and its keys.
 func embeddedStore(t *testing.T, dir string) *storeOf {
-	raw, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	raw, err := os.ReadFile(filepath.Join(dir, "embedded.json"))
 	require.NoError(t, err)
 	var st struct {
 		Port      int    `json:"s3_port"`
@@ -96,8 +95,8 @@ func sized(t *testing.T, width, size int) []byte {
 	return append(content, make([]byte, size-len(content))...)
 }
 
-// ask posts JSON and returns the answer's status and body.
-func (p *program) ask(path string, body any) (int, []byte) {
+// wish posts JSON and returns the answer's status and body.
+func (p *program) wish(path string, body any) (int, []byte) {
 	p.t.Helper()
 	raw, err := json.Marshal(body)
 	require.NoError(p.t, err)
@@ -112,7 +111,7 @@ func (p *program) ask(path string, body any) (int, []byte) {
 // sign asks where to store a picture.
 func (p *program) sign(wish api.UploadRequest) api.Upload {
 	p.t.Helper()
-	status, body := p.ask("/api/uploads", wish)
+	status, body := p.wish("/api/uploads", wish)
 	require.Equal(p.t, http.StatusOK, status, "%s", body)
 	var signed api.Upload
 	require.NoError(p.t, json.Unmarshal(body, &signed))
@@ -154,7 +153,7 @@ func (p *program) stored(name string, content []byte, sum bool) api.Upload {
 // directLimits: to the byte, and larger than what goes through the API; signed in one process, submitted in the other.
 func directLimits(t *testing.T, a, b *program) {
 	for _, size := range []int64{0, -1, 1, direct - 1, direct, direct + 1} {
-		status, body := a.ask("/api/uploads", api.UploadRequest{ContentType: "image/png", Bytes: size})
+		status, body := a.wish("/api/uploads", api.UploadRequest{ContentType: "image/png", Bytes: size})
 		switch {
 		case size < 1:
 			require.Equal(t, http.StatusUnprocessableEntity, status)
@@ -237,7 +236,7 @@ func directRefused(t *testing.T, p *program) {
 		"no hex":        {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:] + "g"}, "sha256"},
 		"bytes in text": {map[string]any{"content_type": "image/png", "bytes": "1"}, "bytes"},
 	} {
-		status, body := p.ask("/api/uploads", c.wish)
+		status, body := p.wish("/api/uploads", c.wish)
 		require.Equal(t, http.StatusUnprocessableEntity, status, name)
 		var problem api.Problem
 		require.NoError(t, json.Unmarshal(body, &problem), name)
@@ -384,8 +383,5 @@ func directKilled(t *testing.T, p *program) {
 		require.NoError(t, err)
 		require.Equal(t, id, again)
 		require.Equal(t, "SUCCEEDED", *p.ended(id).Outcome)
-	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		require.NoError(t, ctx.Err())
 	}
 }

@@ -18,7 +18,7 @@ from botocore.httpsession import URLLib3Session
 
 pixtools, bucket = os.environ["PIXTOOLS"], os.environ["BUCKET"]
 session = URLLib3Session()
-s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], config=Config(s3={"addressing_style": "path"}))
+s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], config=Config(signature_version="s3v4", s3={"addressing_style": "path"}))
 
 
 def send(method, url, headers=None, body=None):
