@@ -112,6 +112,7 @@ func TestServers(t *testing.T) {
 			t.Run("direct uploads", func(t *testing.T) { directUploads(t, cfg) })
 			t.Run("overwritten", func(t *testing.T) { overwritten(t, s) })
 			t.Run("window", func(t *testing.T) { window(t, s) })
+			t.Run("cross origin", func(t *testing.T) { crossOrigin(t, cfg, name == "embedded") })
 			t.Run("configuration", func(t *testing.T) { wrongConfiguration(t, cfg) })
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -120,4 +121,42 @@ func sameRule(a, b types.LifecycleRule) bool {
 
 func isNotImplemented(err error) bool {
 	return err != nil && (httpStatus(err) == http.StatusNotImplemented || hasCode(err, "NotImplemented"))
+}
+
+// EnsureCORS lets pages of CORSOrigins read results and store uploads. Rules of others stay. false without an
+// error means that nothing was asked for, or that this server has no such rules and decides by a setting of its own.
+func (s *Store) EnsureCORS(ctx context.Context) (applied bool, err error) {
+	if len(s.cfg.CORSOrigins) == 0 {
+		return false, nil
+	}
+	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
+	defer cancel()
+	present, err := s.client.GetBucketCors(call, &s3.GetBucketCorsInput{Bucket: &s.cfg.Bucket})
+	switch {
+	case hasCode(err, "NoSuchCORSConfiguration"):
+		present = &s3.GetBucketCorsOutput{}
+	case isNotImplemented(err):
+		return false, nil
+	case err != nil:
+		return false, classify(ctx, "read CORS rules of", s.cfg.Bucket, err)
+	}
+	want := types.CORSRule{
+		ID: aws.String(ourRules + "page"), AllowedOrigins: s.cfg.CORSOrigins, AllowedMethods: []string{http.MethodGet, http.MethodPut},
+		AllowedHeaders: []string{"content-type", "x-amz-checksum-sha256"}, MaxAgeSeconds: aws.Int32(int32(time.Hour / time.Second)),
+	}
+	rules := []types.CORSRule{want}
+	for _, r := range present.CORSRules {
+		switch {
+		case !strings.HasPrefix(aws.ToString(r.ID), ourRules):
+			rules = append(rules, r)
+		case aws.ToString(r.ID) == *want.ID && slices.Equal(r.AllowedOrigins, want.AllowedOrigins) &&
+			slices.Equal(r.AllowedMethods, want.AllowedMethods) && slices.Equal(r.AllowedHeaders, want.AllowedHeaders):
+			return true, nil
+		}
+	}
+	_, err = s.client.PutBucketCors(call, &s3.PutBucketCorsInput{Bucket: &s.cfg.Bucket, CORSConfiguration: &types.CORSConfiguration{CORSRules: rules}})
+	if isNotImplemented(err) {
+		return false, nil
+	}
+	return err == nil, classify(ctx, "set CORS rules of", s.cfg.Bucket, err)
 }

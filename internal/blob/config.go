@@ -14,6 +14,7 @@ const (
 	maxRetentionDays        = 36500
 	maxUploadExpirySeconds  = 24 * 60 * 60 // a day, the least that UploadRetentionDays can be
 	maxUploadRetentionDays  = 30
+	maxCORSOrigins          = 100
 	maxAttempts             = 20
 	maxIdleConns            = 10000
 )
@@ -34,6 +35,10 @@ type Config struct {
 	// PublicEndpoint is the address under which a browser outside the cluster reaches the same server.
 	// Download links are signed for it, because a signature covers the host name. Empty: Endpoint.
 	PublicEndpoint string `env:"AWS_PUBLIC_ENDPOINT_URL"`
+
+	// CORSOrigins are those whose pages may read results and store uploads from a browser, on a server that has
+	// CORS rules by bucket. Empty: the rules are left as they are.
+	CORSOrigins []string `env:"S3_CORS_ORIGINS"`
 
 	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400"`
 	RetentionDays        int `env:"S3_RETENTION_DAYS" envDefault:"30"`
@@ -78,6 +83,12 @@ func (c Config) Validate() error {
 	for name, endpoint := range map[string]string{"AWS_ENDPOINT_URL": c.Endpoint, "AWS_PUBLIC_ENDPOINT_URL": c.PublicEndpoint} {
 		fault(endpoint == "" || isHTTPURL(endpoint), "%s is %q: use http://host:port or https://host", name, endpoint)
 	}
+	for _, origin := range c.CORSOrigins {
+		u, err := url.Parse(origin)
+		fault(origin == "*" || err == nil && isHTTPURL(origin) && u.Path+u.RawQuery+u.Fragment == "" && u.User == nil,
+			"S3_CORS_ORIGINS has %q: use origins such as https://pictures.example, with commas between them, or *", origin)
+	}
+	fault(len(c.CORSOrigins) <= maxCORSOrigins, "S3_CORS_ORIGINS has %d origins: use %d at most", len(c.CORSOrigins), maxCORSOrigins)
 	inRange := func(name string, value, low, high int) {
 		fault(low <= value && value <= high, "%s is %d: use %d to %d", name, value, low, high)
 	}

@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pixtools/pixtools/internal/blob"
@@ -109,7 +112,14 @@ func directUploads(t *testing.T, cfg blob.Config) {
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return send(t, signed, body, nil) == http.StatusForbidden }, deadline, 100*time.Millisecond)
 	})
-	t.Run("from a page", func(t *testing.T) { // the browser asks first, since of another origin
+	t.Run("under the public address", func(t *testing.T) {
+		public := cfg
+		public.PublicEndpoint = "https://pictures.example"
+		signed, err := open(t, public).PresignPut(ctx, "uploads/public", size, "image/png", nil)
+		require.NoError(t, err)
+		require.True(t, strings.HasPrefix(signed.URL, "https://pictures.example/"), signed.URL)
+	})
+	t.Run("from a page", func(t *testing.T) { // the browser asks first, since it is of another origin
 		req, err := http.NewRequestWithContext(ctx, http.MethodOptions, held.URL, nil)
 		require.NoError(t, err)
 		req.Header.Set("Origin", "https://pictures.example")
@@ -122,6 +132,52 @@ func directUploads(t *testing.T, cfg blob.Config) {
 		require.Contains(t, resp.Header.Get("Access-Control-Allow-Methods"), http.MethodPut)
 		require.Contains(t, resp.Header.Get("Access-Control-Allow-Headers"), "x-amz-checksum-sha256")
 	})
+}
+
+// crossOrigin: where the server has rules by bucket, ours is set beside those of others, and what it does not
+// name is refused. Where it has none it allows everything, as the page needs it.
+func crossOrigin(t *testing.T, cfg blob.Config, has bool) {
+	ctx := testContext(t)
+	applied, err := open(t, cfg).EnsureCORS(ctx)
+	require.NoError(t, err)
+	require.False(t, applied, "nobody asked")
+	cfg.CORSOrigins = []string{"https://pictures.example"}
+	if has {
+		_, err := plainClient(cfg).PutBucketCors(ctx, &s3.PutBucketCorsInput{Bucket: &cfg.Bucket, CORSConfiguration: &types.CORSConfiguration{CORSRules: []types.CORSRule{
+			{ID: aws.String("theirs"), AllowedOrigins: []string{"https://theirs.example"}, AllowedMethods: []string{"GET"}}}}})
+		require.NoError(t, err)
+	}
+	for _, origins := range [][]string{{"https://old.example"}, cfg.CORSOrigins, cfg.CORSOrigins} {
+		cfg.CORSOrigins = origins
+		applied, err := open(t, cfg).EnsureCORS(ctx)
+		require.NoError(t, err)
+		require.Equal(t, has, applied)
+	}
+	signed, err := open(t, cfg).PresignPut(ctx, "uploads/page", 3, "image/png", nil)
+	require.NoError(t, err)
+	preflight := func(origin, method string) string {
+		req, err := http.NewRequestWithContext(ctx, http.MethodOptions, signed.URL, nil)
+		require.NoError(t, err)
+		req.Header.Set("Origin", origin)
+		req.Header.Set("Access-Control-Request-Method", method)
+		req.Header.Set("Access-Control-Request-Headers", "content-type,x-amz-checksum-sha256")
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		return resp.Header.Get("Access-Control-Allow-Origin")
+	}
+	require.Equal(t, "https://pictures.example", preflight("https://pictures.example", http.MethodPut))
+	if !has {
+		return
+	}
+	require.NotEqual(t, "https://old.example", preflight("https://old.example", http.MethodPut))
+	rules, err := plainClient(cfg).GetBucketCors(ctx, &s3.GetBucketCorsInput{Bucket: &cfg.Bucket})
+	require.NoError(t, err)
+	var ids []string
+	for _, r := range rules.CORSRules {
+		ids = append(ids, aws.ToString(r.ID))
+	}
+	require.ElementsMatch(t, []string{"pixtools-page", "theirs"}, ids)
 }
 
 // overwritten: who looked at one content gets that or an error, never the next one.
@@ -193,12 +249,17 @@ func TestDirectUploadLimits(t *testing.T) {
 	for variable, values := range map[string]struct{ good, bad []string }{
 		"UPLOAD_URL_EXPIRY_SECONDS": {[]string{"1", "2", "86399", "86400"}, []string{"0", "86401"}},
 		"UPLOAD_RETENTION_DAYS":     {[]string{"1", "2", "29", "30"}, []string{"0", "31"}},
+		"S3_CORS_ORIGINS": {[]string{"", "*", "https://a.example,http://b.example:8000", origins(100)},
+			[]string{"a.example", "https://a.example/", "https://a.example/x", "https://user@a.example", origins(101)}},
 	} {
 		for _, value := range values.good {
 			require.NoError(t, defaults(t, map[string]string{variable: value}).Validate(), "%s=%s", variable, value)
 		}
 		for _, value := range values.bad {
-			require.ErrorContains(t, defaults(t, map[string]string{variable: value}).Validate(), variable+" is "+value)
+			err := defaults(t, map[string]string{variable: value}).Validate()
+			require.ErrorContains(t, err, variable, value)
 		}
 	}
 }
+
+func origins(n int) string { return strings.Repeat("https://a.example,", n-1) + "https://a.example" }
