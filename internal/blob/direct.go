@@ -15,7 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// ErrChanged: the object is not the one that was looked at any more.
+// ErrChanged means that the object is not the one that was looked at any more.
 var ErrChanged = errors.New("the object was overwritten meanwhile")
 
 // PutRequest is a request that stores an object, to be sent by whoever has it.
@@ -178,7 +178,7 @@ func (v *Version) Window(ctx context.Context, reads int) *Window {
 	return &Window{ctx: ctx, of: v, reads: reads}
 }
 
-// ErrTooManyReads: a reader wanted to look at more places of an object than it may.
+// ErrTooManyReads means that a reader wanted to look at more places of an object than it may.
 var ErrTooManyReads = errors.New("the object's header is scattered over too many places")
 
 // ReadAt is io.ReaderAt's.
