@@ -18,6 +18,8 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 //go:embed migrations/*.sql
@@ -89,6 +91,7 @@ func Open(cfg Config, schema string) (*pgxpool.Pool, error) {
 	pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
 	pc.ConnConfig.RuntimeParams["search_path"] = schema
 	pc.ConnConfig.RuntimeParams["application_name"] = "pixtools"
+	pc.ConnConfig.Tracer = telemetry.PostgresFaults{}
 	return pgxpool.NewWithConfig(context.Background(), pc)
 }
 

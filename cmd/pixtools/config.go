@@ -19,6 +19,7 @@ import (
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/registry"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
@@ -47,10 +48,8 @@ type config struct {
 	Workers int `env:"CONVERT_CONCURRENCY" envDefault:"0"`
 	// StopTimeout bounds a graceful stop.
 	StopTimeout time.Duration `env:"STOP_TIMEOUT" envDefault:"25s"`
-	// PprofAddr is where profiles are served, for instance 127.0.0.1:6060; empty: nowhere.
-	PprofAddr string `env:"PPROF_ADDR"`
-	LogLevel  string `env:"LOG_LEVEL" envDefault:"warn"`
-	level     slog.Level
+	LogLevel    string        `env:"LOG_LEVEL" envDefault:"warn"`
+	level       slog.Level
 
 	API         api.Config
 	Blob        blob.Config
@@ -68,6 +67,7 @@ type config struct {
 	Verify      audit.Config
 	Again       processors.AgainConfig
 	Reprocess   processors.ReprocessConfig
+	Telemetry   telemetry.Config
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -134,7 +134,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess, c.Telemetry} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}
