@@ -35,6 +35,7 @@ var (
 		Help: "Queries that wait for a job's end, of MAX_WAITING_READS."})
 	spoolBytes = promauto.NewGauge(prometheus.GaugeOpts{Name: "pixtools_spool_bytes",
 		Help: "Bytes that uploads in progress have on disk, of SPOOL_MAX_BYTES."})
+	spoolLimit   = promauto.NewGauge(prometheus.GaugeOpts{Name: "pixtools_spool_limit_bytes", Help: "SPOOL_MAX_BYTES."})
 	jobsAccepted = promauto.NewCounter(prometheus.CounterOpts{Name: "pixtools_jobs_accepted_total",
 		Help: "Jobs whose JobRequested this process put into the log."})
 )

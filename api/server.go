@@ -186,6 +186,7 @@ func New(cfg Config, parts Parts) (*Server, error) {
 		return nil, err
 	}
 	s.spec, s.mux = spec, f.Mux
+	spoolLimit.Set(float64(cfg.MaxSpoolBytes))
 	if err := s.pages(); err != nil {
 		return nil, err
 	}

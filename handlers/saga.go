@@ -108,6 +108,8 @@ type Saga struct {
 	losses int
 	// client is that of the session under way, for those who ask how we are.
 	client atomic.Pointer[kgo.Client]
+	// SessionOpts are more options of the session's client, beside those of all.
+	SessionOpts []kgo.Opt
 }
 
 // Joined says whether it is a member of its group.
@@ -167,7 +169,7 @@ func (s *Saga) Run(ctx context.Context) error {
 
 // session runs until the client can no longer be used.
 func (s *Saga) session(ctx context.Context) error {
-	session, err := kgo.NewGroupTransactSession(append(slices.Clone(s.opts),
+	session, err := kgo.NewGroupTransactSession(append(slices.Concat(s.opts, s.SessionOpts),
 		kgo.TransactionalID(s.id),
 		kgo.RecordPartitioner(partitioner{}),
 		kgo.TransactionTimeout(s.cfg.TransactionTimeout),

@@ -11,6 +11,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/plugin/kprom"
+
 	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
@@ -30,6 +34,14 @@ func servePrivate(address string, states *roleStates) (closed func(), err error)
 	server := &http.Server{Handler: telemetry.Private(states.tell), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
 	go func() { _ = server.Serve(listener) }() // until it is closed
 	return func() { _ = server.Close() }, nil
+}
+
+// kafkaMetrics counts what a client does: connections, errors, bytes and records by broker.
+// Of clients of one name there is one at a time.
+func kafkaMetrics(client string) kgo.Opt {
+	return kgo.WithHooks(kprom.NewMetrics("pixtools_kafka",
+		kprom.Registerer(prometheus.WrapRegistererWith(prometheus.Labels{"client": client}, prometheus.DefaultRegisterer)),
+		kprom.FetchAndProduceDetail(kprom.ByTopic, kprom.Records, kprom.UncompressedBytes)))
 }
 
 // roleStates says of each role of the process whether it takes work.

@@ -232,10 +232,10 @@ func listen(cfg config) (net.Listener, error) {
 func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Logger) (*services, error) {
 	s := &services{cfg: cfg, log: log, embedded: needs, precedence: engine.NewPrecedence(cfg.Denoise)}
 	var err error
-	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
+	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log, kafkaMetrics("processors")); err != nil {
 		return nil, err
 	}
-	if s.submissions, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
+	if s.submissions, err = kafka.NewProducerClient(cfg.Kafka, log, kafkaMetrics("submissions")); err != nil {
 		return nil, err
 	}
 	s.publisher = kafka.NewPublisher(s.kafka, cfg.Kafka.DeliveryTimeout)
@@ -467,6 +467,7 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, role stri
 		}
 		consumer.Group = events.OperationGroup + op.Name
 		consumer.Filter, consumer.CatchUp = worker.Notice, worker.CatchUp
+		consumer.ClientOpts = []kgo.Opt{kafkaMetrics(consumer.Group)}
 		subscriber, err := kafka.NewSubscriber(s.cfg.Kafka, consumer, s.log)
 		if err != nil {
 			return err
@@ -514,13 +515,14 @@ func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
 		id = events.SagaGroup + "." + uuid.NewString()
 	}
 	saga := handlers.NewSaga(s.cfg.Saga, id, s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
+	saga.SessionOpts = []kgo.Opt{kafkaMetrics(events.SagaGroup)}
 	s.roles.runs("saga", joined(saga.Joined, events.SagaGroup))
 	group.Go(func() error { return saga.Run(ctx) })
 	return nil
 }
 
 func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
-	projector := projections.NewProjector(s.cfg.Read, s.db, s.logID, s.log.With("role", "projector"), s.brokers()...)
+	projector := projections.NewProjector(s.cfg.Read, s.db, s.logID, s.log.With("role", "projector"), append(s.brokers(), kafkaMetrics(events.ProjectorGroup))...)
 	s.roles.runs("projector", joined(projector.Joined, events.ProjectorGroup))
 	group.Go(func() error { return projector.Run(ctx) })
 	return nil

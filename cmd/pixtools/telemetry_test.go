@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,7 +27,6 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
-	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // spanSink is an OTLP receiver.
@@ -228,7 +226,7 @@ func oneTrace(t *testing.T, sink *spanSink, trace, caller string) {
 		}
 		return n
 	}
-	// Of 7 events: the request, and of 2 operations begin and outcome, and the end.
+	// The request, begin and outcome of two operations, the end.
 	const told = 6
 	eventually(t, "all spans of the trace", func() error {
 		spans = sink.of(trace)
@@ -355,6 +353,3 @@ func onlyMember(t *testing.T, brokers []string) {
 		return nil
 	})
 }
-
-var _ = slices.Contains[[]string]
-var _ telemetry.About
