@@ -307,7 +307,9 @@ func idsInEveryLine(t *testing.T, roles map[string]*program, job, trace, request
 				continue
 			}
 			require.Equal(t, job, line["job_id"], text)
-			if line["msg"] == "request" && line["route"] != "/api/process" {
+			require.NotEmpty(t, line["request_id"], text)
+			if name == "api" && line["trace_id"] != trace {
+				require.NotEmpty(t, line["trace_id"], text)
 				continue // another request, about the same job
 			}
 			about[name]++
@@ -322,6 +324,7 @@ func idsInEveryLine(t *testing.T, roles map[string]*program, job, trace, request
 	for _, name := range []string{"api", "convert", "ml", "saga"} {
 		require.Positive(t, about[name], "%s says nothing of the job", name)
 	}
+	require.Equal(t, 2, about["api"], "that it was requested, and the request")
 }
 
 // onlyMember waits until each group has one member and that all partitions: long before the
