@@ -66,8 +66,6 @@ func (e exported) has(name string, with ...string) {
 func scrape(t *testing.T, roles map[string]*program) exported {
 	all := exported{}
 	all.has("up")
-	all.has("pixtools_group_lag_seconds", "group") // TEMP
-	all.has("pixtools_group_lag_records", "group") // TEMP
 	read := func(text string) {
 		t.Helper()
 		p := expfmt.NewTextParser(model.UTF8Validation)
