@@ -110,8 +110,8 @@ func (s *Server) observe(r *http.Request, seen *request, pattern string, answer 
 }
 
 // traced puts a span around every request but the probes', where spans are sent.
-func traced(inner http.Handler, on bool) http.Handler {
-	if !on {
+func traced(inner http.Handler) http.Handler {
+	if !telemetry.Sending() {
 		return inner
 	}
 	return otelhttp.NewHandler(inner, "request", otelhttp.WithFilter(func(r *http.Request) bool { return !probed[r.URL.Path] }))

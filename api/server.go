@@ -142,9 +142,7 @@ type Parts struct {
 	OnSubmission func(operations []string)
 	// Stopping is closed when the process is to end: then nobody's patience is used up.
 	Stopping <-chan struct{}
-	// Traces says whether spans are sent.
-	Traces bool
-	Log    *slog.Logger
+	Log      *slog.Logger
 }
 
 // Server answers requests.
@@ -193,7 +191,7 @@ func New(cfg Config, parts Parts) (*Server, error) {
 		return nil, err
 	}
 	s.mux.Handle("GET "+telemetry.MetricsPath, telemetry.Metrics())
-	s.entrance = traced(http.HandlerFunc(s.serve), parts.Traces)
+	s.entrance = traced(http.HandlerFunc(s.serve))
 	return s, nil
 }
 

@@ -33,8 +33,10 @@ func (s *session) applied(batch []located, records []*kgo.Record, begun time.Tim
 	ended := time.Now()
 	applyDuration.Observe(ended.Sub(begun).Seconds())
 	for i, e := range batch {
-		_, span := telemetry.Process(context.Background(), "project", events.ProjectorGroup, e.Event, records[i], begun)
-		telemetry.End(span, err)
+		if telemetry.Sending() {
+			_, span := telemetry.Process(context.Background(), "project", events.ProjectorGroup, e.Event, records[i], begun)
+			telemetry.End(span, err)
+		}
 		if err == nil {
 			eventAge.Observe(max(ended.Sub(e.Time), 0).Seconds())
 		}

@@ -592,7 +592,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
 		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
-		OnSubmission: s.hurry, Stopping: ctx.Done(), Traces: s.cfg.Telemetry.Traces(), Log: s.log.With("role", "api")})
+		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
 	}

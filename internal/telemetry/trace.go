@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -26,7 +27,14 @@ import (
 	"github.com/pixtools/pixtools/events"
 )
 
-const scope = "github.com/pixtools/pixtools"
+// tracer follows what StartTracing sets.
+var tracer = otel.Tracer("github.com/pixtools/pixtools")
+
+// sending is set once spans are sent.
+var sending atomic.Bool
+
+// Sending says whether spans are sent: who would begin many for nothing asks first.
+func Sending() bool { return sending.Load() }
 
 // StartTracing has spans sent from now on, where cfg says to whom. Without that, spans cost
 // next to nothing: contexts keep the ids that came with the request or the record, so that
@@ -55,6 +63,7 @@ func StartTracing(ctx context.Context, cfg Config, roles []string, instance stri
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("traces are not sent", "error", err) }))
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(described)) // the sampler is the variables'
 	otel.SetTracerProvider(provider)
+	sending.Store(true)
 	return provider.Shutdown, nil
 }
 
@@ -124,7 +133,7 @@ func TraceParent(ctx context.Context) string {
 
 // Start begins a span about what ctx is about. End ends it.
 func Start(ctx context.Context, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
-	ctx, span := otel.Tracer(scope).Start(ctx, name, opts...)
+	ctx, span := tracer.Start(ctx, name, opts...)
 	if span.IsRecording() {
 		a := of(ctx)
 		for _, id := range []struct{ key, value string }{{"pixtools.request.id", a.RequestID}, {"pixtools.job.id", a.JobID}, {"pixtools.operation", a.Operation}} {
