@@ -20,29 +20,38 @@ import (
 // Config is where a process tells of itself. The variables of OpenTelemetry are its own, and
 // more of them than these are heard: its SDK reads them.
 type Config struct {
-	// PrivateAddr is a host:port for metrics, probes and profiles of every role; empty: none.
-	// Who reaches it reads memory profiles, so it is not for the public.
-	PrivateAddr string `env:"PRIVATE_ADDR"`
-	// PprofAddr is what PRIVATE_ADDR was called before.
+	// PrivateAddr is a host:port for metrics, probes and profiles of every role. Who reaches it reads
+	// memory profiles, so it is not for the public. Empty: none.
+	// Beyond it: a port that is taken ends the program.
+	PrivateAddr string `env:"PRIVATE_ADDR" example:"0.0.0.0:9090"`
+	// PprofAddr is the old name of PRIVATE_ADDR.
+	// Beyond it: both, with different values, end the program.
 	PprofAddr string `env:"PPROF_ADDR"`
 
-	// Endpoint is the base address of an OTLP receiver, over HTTP, for instance http://tempo:4318.
-	// Traces are sent where this or TracesEndpoint is set.
-	Endpoint string `env:"OTEL_EXPORTER_OTLP_ENDPOINT"`
-	// TracesEndpoint is the whole address for traces, instead of Endpoint's.
-	TracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"`
-	// Protocol is how OTLP is spoken: http/protobuf.
-	Protocol string `env:"OTEL_EXPORTER_OTLP_PROTOCOL" envDefault:"http/protobuf"`
-	// TracesProtocol is that for traces alone; empty: as Protocol.
-	TracesProtocol string `env:"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"`
-	// TracesExporter is otlp, or none for no traces.
-	TracesExporter string `env:"OTEL_TRACES_EXPORTER" envDefault:"otlp"`
-	// Disabled is true for no traces.
+	// Endpoint is the base address of an OTLP receiver, over HTTP. Traces are sent where this or
+	// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set.
+	// Beyond it: the program ends.
+	Endpoint string `env:"OTEL_EXPORTER_OTLP_ENDPOINT" range:"http or https" example:"http://tempo:4318"`
+	// TracesEndpoint is the whole address for traces, instead of that.
+	// Beyond it: the program ends.
+	TracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" range:"http or https"`
+	// Protocol is how OTLP is spoken.
+	// Beyond it: the program ends.
+	Protocol string `env:"OTEL_EXPORTER_OTLP_PROTOCOL" envDefault:"http/protobuf" range:"http/protobuf"`
+	// TracesProtocol is that for traces alone.
+	// Beyond it: the program ends.
+	TracesProtocol string `env:"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" range:"http/protobuf"`
+	// TracesExporter is none for no traces.
+	// Beyond it: the program ends.
+	TracesExporter string `env:"OTEL_TRACES_EXPORTER" envDefault:"otlp" range:"otlp, none"`
+	// Disabled is for no traces.
 	Disabled bool `env:"OTEL_SDK_DISABLED"`
 	// Sampler is which traces are kept that do not come with a decision.
-	Sampler string `env:"OTEL_TRACES_SAMPLER" envDefault:"parentbased_always_on"`
-	// SamplerArg is the share of them, from 0 to 1, where the sampler goes by a ratio.
-	SamplerArg string `env:"OTEL_TRACES_SAMPLER_ARG"`
+	// Beyond it: the program ends.
+	Sampler string `env:"OTEL_TRACES_SAMPLER" envDefault:"parentbased_always_on" range:"OpenTelemetry's samplers"`
+	// SamplerArg is the share of them where the sampler goes by a ratio.
+	// Beyond it: the program ends.
+	SamplerArg string `env:"OTEL_TRACES_SAMPLER_ARG" range:"0 to 1"`
 }
 
 var samplers = []string{"always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"}
