@@ -95,6 +95,8 @@ type config struct {
 	Processor processors.WorkerConfig
 	// Processors' consumer groups
 	Consumer kafka.SubscriberConfig
+	// How far groups are behind
+	Lag kafka.LagConfig
 	// The picture engine
 	Engine engine.Config
 	// The denoiser
