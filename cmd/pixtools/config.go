@@ -95,7 +95,7 @@ type config struct {
 	Processor processors.WorkerConfig
 	// Processors' consumer groups
 	Consumer kafka.SubscriberConfig
-	// How far groups are behind
+	// Lag of consumer groups
 	Lag kafka.LagConfig
 	// The picture engine
 	Engine engine.Config

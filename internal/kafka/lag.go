@@ -19,8 +19,8 @@ type LagConfig struct {
 	// the brokers as much as one.
 	// Beyond it: it is found out anew.
 	Refresh time.Duration `env:"KAFKA_LAG_REFRESH_INTERVAL" envDefault:"3s" range:"100ms to 10m"`
-	// Timeout bounds finding an answer.
-	// Beyond it: 503, or of what was not found, the error is told.
+	// Timeout bounds finding an answer. Of what was not found in it, the error is told.
+	// Beyond it: 503, or the group's lag is not known.
 	Timeout time.Duration `env:"KAFKA_LAG_TIMEOUT" envDefault:"1500ms" range:"100ms to 1m"`
 }
 
