@@ -13,12 +13,14 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/registry"
+	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
@@ -68,6 +70,8 @@ type config struct {
 	Verify      audit.Config
 	Again       processors.AgainConfig
 	Reprocess   processors.ReprocessConfig
+	Janitor     handlers.JanitorConfig
+	Secrets     secrets.Config
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -109,6 +113,10 @@ func loadConfig() (config, error) {
 	if err := c.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		faults = append(faults, fmt.Errorf("LOG_LEVEL is %q: it must be debug, info, warn or error", c.LogLevel))
 	}
+	// What may still be named by an event must not look like an orphan.
+	if longest := 10 * (c.API.UploadTimeout + c.Blob.TransferTimeout + c.Kafka.SubmitTimeout); c.Janitor.OrphanGrace < longest {
+		faults = append(faults, fmt.Errorf("JANITOR_ORPHAN_GRACE is %s: it must be %s or more, ten times what a submission may take (UPLOAD_TIMEOUT, S3_TRANSFER_TIMEOUT, KAFKA_SUBMIT_TIMEOUT)", c.Janitor.OrphanGrace, longest))
+	}
 	onDisk := len(c.Kafka.Brokers) == 0
 	if c.Partitions == 0 {
 		c.Partitions = 48
@@ -134,7 +142,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess, c.Janitor, c.Secrets} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}
@@ -180,6 +188,12 @@ func readableEnvironment() (map[string]string, []error) {
 		delete(environment, p.Key)
 	}
 	return environment, faults
+}
+
+// retention is how long pictures are kept.
+func (c config) retention() commands.Retention {
+	sources, results := c.Blob.Retention()
+	return commands.Retention{Sources: sources, Results: results}
 }
 
 // needs says which parts are not configured, and so run embedded.

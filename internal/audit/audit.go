@@ -183,6 +183,8 @@ type Audit struct {
 	// keeps them. SampleObjects, unless 0, is how many are looked at, Seed which.
 	Store         *blob.Store
 	Retention     time.Duration
+	// SourceRetention is that of sources.
+	SourceRetention time.Duration
 	SampleObjects int
 	Seed          string
 	// Excused says of an unreadable record that it was told of elsewhere.

@@ -53,8 +53,8 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 // ourRules is how the names of our lifecycle rules begin; rules with other names are somebody else's.
 const ourRules = "pixtools-"
 
-// EnsureLifecycle makes the server delete sources, results and notes after RetentionDays. Rules of others stay.
-// false without an error means that this server has no lifecycles: the program must delete by itself.
+// EnsureLifecycle makes the server delete sources, results and notes after their retention, also while no
+// janitor runs. Rules of others stay. false without an error means that this server has no lifecycles.
 func (s *Store) EnsureLifecycle(ctx context.Context) (applied bool, err error) {
 	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
 	defer cancel()
@@ -93,11 +93,15 @@ func (s *Store) withOurRules(present []types.LifecycleRule) (rules []types.Lifec
 	prefixes := []string{RawPrefix, ProcessedPrefix, ReprocessPrefix}
 	changed = len(ours) != len(prefixes)
 	for _, prefix := range prefixes {
+		days := s.cfg.RetentionDays
+		if prefix == RawPrefix {
+			days = s.cfg.sourceDays()
+		}
 		want := types.LifecycleRule{
 			ID:         aws.String(ourRules + strings.TrimSuffix(prefix, "/")),
 			Status:     types.ExpirationStatusEnabled,
 			Filter:     &types.LifecycleRuleFilter{Prefix: aws.String(prefix)},
-			Expiration: &types.LifecycleExpiration{Days: aws.Int32(int32(s.cfg.RetentionDays))},
+			Expiration: &types.LifecycleExpiration{Days: aws.Int32(int32(days))},
 		}
 		changed = changed || !sameRule(ours[*want.ID], want)
 		rules = append(rules, want)

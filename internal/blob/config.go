@@ -34,7 +34,11 @@ type Config struct {
 	PublicEndpoint string `env:"AWS_PUBLIC_ENDPOINT_URL"`
 
 	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400"`
-	RetentionDays        int `env:"S3_RETENTION_DAYS" envDefault:"30"`
+	// RetentionDays is how long results and the notes of reprocessing are kept, in days, and
+	// sources, where SourceRetentionDays is 0.
+	RetentionDays int `env:"S3_RETENTION_DAYS" envDefault:"30"`
+	// SourceRetentionDays is how long sources are kept, in days; 0: as long as results.
+	SourceRetentionDays int `env:"S3_SOURCE_RETENTION_DAYS" envDefault:"0"`
 
 	// CallTimeout bounds a call that moves no content, TransferTimeout one that does, from its begin to
 	// the last byte; both with all attempts and the pauses between them.
@@ -53,6 +57,19 @@ type Config struct {
 	// MaxIdleConns connections are kept for reuse. Go keeps two a host by default, and would open a new
 	// one for nearly every small object of a busy process.
 	MaxIdleConns int `env:"S3_MAX_IDLE_CONNS" envDefault:"128"`
+}
+
+// Retention is how long sources and results are kept.
+func (c Config) Retention() (sources, results time.Duration) {
+	const day = 24 * time.Hour
+	return time.Duration(c.sourceDays()) * day, time.Duration(c.RetentionDays) * day
+}
+
+func (c Config) sourceDays() int {
+	if c.SourceRetentionDays > 0 {
+		return c.SourceRetentionDays
+	}
+	return c.RetentionDays
 }
 
 // Validate reports every fault at once, by the name of the variable.
@@ -74,6 +91,7 @@ func (c Config) Validate() error {
 	}
 	inRange("PRESIGNED_URL_EXPIRY_SECONDS", c.PresignExpirySeconds, 1, maxPresignExpirySeconds)
 	inRange("S3_RETENTION_DAYS", c.RetentionDays, 1, maxRetentionDays)
+	inRange("S3_SOURCE_RETENTION_DAYS", c.SourceRetentionDays, 0, maxRetentionDays)
 	inRange("S3_MAX_ATTEMPTS", c.MaxAttempts, 1, maxAttempts)
 	inRange("S3_MAX_IDLE_CONNS", c.MaxIdleConns, 1, maxIdleConns)
 	for name, d := range map[string]time.Duration{

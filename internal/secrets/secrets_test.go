@@ -2,6 +2,7 @@ package secrets_test
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -13,6 +14,10 @@ import (
 	"github.com/pixtools/pixtools/internal/testenv"
 )
 
+func newRing(pool *pgxpool.Pool) *secrets.Keyring {
+	return secrets.New(secrets.Config{CheckInterval: 100 * time.Millisecond, Hold: time.Hour}, pool, time.Minute, slog.New(slog.DiscardHandler))
+}
+
 func TestSealing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -22,7 +27,7 @@ func TestSealing(t *testing.T) {
 	require.NoError(t, secrets.Migrate(ctx, pool))
 	require.NoError(t, secrets.Migrate(ctx, pool))
 
-	ring := secrets.New(pool, time.Minute)
+	ring := newRing(pool)
 	sealed, err := ring.Seal(ctx, "a", "job-1", "holiday.jpg")
 	require.NoError(t, err)
 	require.NotContains(t, string(sealed.GetCiphertext()), "holiday")
@@ -30,7 +35,7 @@ func TestSealing(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, sealed.GetCiphertext(), again.GetCiphertext())
 
-	other := secrets.New(pool, time.Minute) // another process
+	other := newRing(pool) // another process
 	text, err := other.Open(ctx, "job-1", sealed)
 	require.NoError(t, err)
 	require.Equal(t, "holiday.jpg", text)
@@ -54,7 +59,7 @@ func TestSealing(t *testing.T) {
 	// Forgetting the tenant's keys erases what they sealed, for whoever has not used them yet.
 	_, err = pool.Exec(ctx, "DELETE FROM pixtools_secrets.tenant_keys WHERE tenant = 'a'")
 	require.NoError(t, err)
-	_, err = secrets.New(pool, time.Minute).Open(ctx, "job-1", again)
+	_, err = newRing(pool).Open(ctx, "job-1", again)
 	require.ErrorIs(t, err, secrets.ErrForgotten)
 	// And what is in memory goes on while the database is away.
 	pool.Close()
@@ -71,7 +76,7 @@ func TestRestore(t *testing.T) {
 	require.NoError(t, err)
 	defer pool.Close()
 	require.NoError(t, secrets.Migrate(t.Context(), pool))
-	sealed, err := secrets.New(pool, time.Minute).Seal(t.Context(), "restore", "job", "name")
+	sealed, err := newRing(pool).Seal(t.Context(), "restore", "job", "name")
 	require.NoError(t, err)
 	keys, err := secrets.All(t.Context(), pool)
 	require.NoError(t, err)
@@ -83,7 +88,7 @@ func TestRestore(t *testing.T) {
 	again, err := secrets.All(t.Context(), pool)
 	require.NoError(t, err)
 	require.Equal(t, keys, again)
-	text, err := secrets.New(pool, time.Minute).Open(t.Context(), "job", sealed)
+	text, err := newRing(pool).Open(t.Context(), "job", sealed)
 	require.NoError(t, err)
 	require.Equal(t, "name", text)
 
