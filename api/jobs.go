@@ -75,11 +75,11 @@ type ResultError struct {
 
 // Artifact is a stored result.
 type Artifact struct {
-	Bytes     int64      `json:"bytes"`
-	Width     int32      `json:"width"`
-	Height    int32      `json:"height"`
-	Format    string     `json:"format"`
-	SHA256    string     `json:"sha256"`
+	Bytes  int64  `json:"bytes"`
+	Width  int32  `json:"width"`
+	Height int32  `json:"height"`
+	Format string `json:"format"`
+	SHA256 string `json:"sha256"`
 	// LinkExpiresAt is that of the link in result_urls.
 	LinkExpiresAt *time.Time `json:"link_expires_at,omitempty" description:"When the link ends; a later read gives a new one"`
 	ExpiresAt     *time.Time `json:"expires_at" description:"Until when the picture is kept, and longer while the job is open"`

@@ -135,7 +135,7 @@ type Parts struct {
 	Keys    *secrets.Keyring
 	// Retention is how long pictures are kept.
 	Retention commands.Retention
-	LogID   [16]byte
+	LogID     [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// OnSubmission hears which operations a valid submission asks for, before it is written

@@ -18,7 +18,6 @@ import (
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/blob"
-	"github.com/pixtools/pixtools/internal/testenv"
 	"github.com/pixtools/pixtools/processors"
 )
 
@@ -110,7 +109,7 @@ func (b bucket) settles(want map[string]bool) {
 // sweep runs `pixtools janitor`, its clock put forward.
 func (p *program) sweep(ahead time.Duration, args ...string) handlers.Tally {
 	p.t.Helper()
-	out, complaints, status := p.with(aheadVariable+"="+ahead.String()).command(append([]string{"janitor", "--json"}, args...)...)
+	out, complaints, status := p.with(aheadVariable + "=" + ahead.String()).command(append([]string{"janitor", "--json"}, args...)...)
 	require.Zero(p.t, status, "%s\n%s", out, complaints)
 	var told struct{ What handlers.Tally }
 	require.NoError(p.t, json.Unmarshal([]byte(out), &told), out)
@@ -137,22 +136,12 @@ func (p *program) remove(id string) *http.Response {
 	return response
 }
 
-// apart has a cluster of the test's own: what expires there is nobody else's.
-func apart(t *testing.T) map[string]string {
-	variables := realEnv(t)
-	cluster, err := testenv.StartKafka("", 1)
-	require.NoError(t, err)
-	t.Cleanup(cluster.Stop)
-	variables["KAFKA_BROKERS"], variables["INSTANCE_ID"] = strings.Join(cluster.Brokers(), ","), "one"
-	return variables
-}
-
 const day = 24 * time.Hour
 
 // TestJanitor: what is past its retention, deleted or named by no event is removed, and nothing
 // else, object by object; on a server that expires by itself (MinIO) and on one that does not.
 func TestJanitor(t *testing.T) {
-	for name, variables := range map[string]func(*testing.T) map[string]string{"real": apart, "embedded": embeddedEnv} {
+	for name, variables := range map[string]func(*testing.T) map[string]string{"real": ownKafka, "embedded": embeddedEnv} {
 		t.Run(name, func(t *testing.T) {
 			e := variables(t)
 			e["S3_RETENTION_DAYS"], e["S3_SOURCE_RETENTION_DAYS"] = "10", "20"
@@ -297,7 +286,7 @@ func testJanitor(t *testing.T, p *program) {
 // TestJanitorKilled: kill -9 in the middle of removing what was deleted, and of letting expire;
 // the next one goes on, and in the end exactly what is kept is there.
 func TestJanitorKilled(t *testing.T) {
-	variables := apart(t)
+	variables := ownKafka(t)
 	variables["JANITOR_INTERVAL"], variables["KAFKA_CONSUMER_SESSION_TIMEOUT"] = "1s", "6s"
 	p := run(t, variables, "--roles=api,convert,saga,projector")
 	content := file("a.png", "image/png", pngOf(t, picture(30, 20)))

@@ -50,15 +50,15 @@ func (o object) removed(state *events.Job) bool {
 // checker reads objects, some side by side. In memory are those that are not as they must
 // be, until they are told.
 type checker struct {
-	store     *blob.Store
+	store                      *blob.Store
 	retention, sourceRetention time.Duration
-	now       time.Time
-	sample    *Sample[object]
-	progress  func(done, total int64)
-	ctx       context.Context
-	limit     int
-	group     *errgroup.Group
-	working   context.Context
+	now                        time.Time
+	sample                     *Sample[object]
+	progress                   func(done, total int64)
+	ctx                        context.Context
+	limit                      int
+	group                      *errgroup.Group
+	working                    context.Context
 
 	mu sync.Mutex
 	Objects
