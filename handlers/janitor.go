@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -86,8 +87,8 @@ type Janitor struct {
 	Jobs func(ctx context.Context, ids []string) (map[string]*events.Job, error)
 	// Told reads a job's events from the log.
 	Told func(ctx context.Context, id string) ([]events.Event, error)
-	// Shadows gives the beginnings of the keys of results that reprocessing has made and not
-	// put in place.
+	// Shadows gives the keys, or the beginnings of keys up to a slash, of results that
+	// reprocessing has made and may put in place, and of those that it may put back.
 	Shadows func(ctx context.Context, each func(prefix string)) error
 	// Write appends an event.
 	Write func(context.Context, events.Event) error
@@ -152,7 +153,7 @@ const (
 	WhyReplaced Why = "result that was replaced"
 	// WhyNote: a note of a reprocessing run, past its retention.
 	WhyNote Why = "note of reprocessing"
-	// WhyForeign: no key of ours; it is left.
+	// WhyForeign: under no key of ours, and named by no event; it is left.
 	WhyForeign Why = "not ours, left"
 )
 
@@ -217,13 +218,16 @@ func (j *Janitor) expire(ctx context.Context, dry bool, e events.Event) error {
 	return j.Write(ctx, e)
 }
 
+// The types of events that tell of something that is gone.
+var (
+	expiredType = events.Event{Message: &events.ArtifactsExpired{}}.Type()
+	deletedType = events.Event{Message: &events.JobDeleted{}}.Type()
+)
+
 // Concerns says whether a record tells of something that is gone. It is the group's filter.
 func (j *Janitor) Concerns(r *kgo.Record) bool {
-	switch events.TypeOf(r) {
-	case events.Event{Message: &events.ArtifactsExpired{}}.Type(), events.Event{Message: &events.JobDeleted{}}.Type():
-		return true
-	}
-	return false
+	kind := events.TypeOf(r)
+	return kind == expiredType || kind == deletedType
 }
 
 // Handle removes what an event says is gone. An error makes the record come again: so it is
@@ -388,20 +392,28 @@ func (j *Janitor) judge(ctx context.Context, batch []blob.Object, made *bloom.Bl
 	for _, o := range batch {
 		id := jobOf(o.Key)
 		why, certain := reason(jobs[id], o.Key)
-		if !certain {
+		if !certain && !spared(o.Key, made) {
 			if read != id {
 				if named, err = j.namedBy(ctx, id); err != nil {
 					return err
 				}
 				read = id
 			}
-			why = j.unnamed(o, named[o.Key], made, now)
+			switch {
+			case !named[o.Key]:
+				why = WhyOrphan
+			case now.Sub(o.ModifiedAt) > j.Results+dayMargin:
+				why = WhyReplaced
+			}
+		}
+		if why == WhyOrphan && !ours.MatchString(o.Key) {
+			why = WhyForeign
 		}
 		if why == "" {
 			continue
 		}
 		tally.add(why, o.Size)
-		if dry {
+		if dry || why == WhyForeign {
 			continue
 		}
 		if err := j.removeIfSame(ctx, o); err != nil {
@@ -410,6 +422,10 @@ func (j *Janitor) judge(ctx context.Context, batch []blob.Object, made *bloom.Bl
 	}
 	return nil
 }
+
+// ours are the keys under which the API and the workers store. What lies under others, though
+// no event names it, is somebody else's: of a service before this one, in the same bucket.
+var ours = regexp.MustCompile(`^(raw/[0-9a-f-]{36}|processed/[0-9a-f-]{36}/[a-z0-9]+)/[0-9a-f]{64}(\.[a-z0-9]+)?$`)
 
 // reason is why an object of a job may go, or "" where it may not; without certain, the
 // job's events must be asked.
@@ -429,16 +445,10 @@ func reason(job *events.Job, key string) (why Why, certain bool) {
 	return WhyOrphan, true // there is no such job
 }
 
-// unnamed is why an object may go that the state of an ended job does not name.
-func (j *Janitor) unnamed(o blob.Object, named bool, made *bloom.BloomFilter, now time.Time) Why {
-	folder := o.Key[:strings.LastIndexByte(o.Key, '/')+1]
-	switch {
-	case named && now.Sub(o.ModifiedAt) > j.Results+dayMargin:
-		return WhyReplaced
-	case named, made.TestString(o.Key), made.TestString(folder):
-		return ""
-	}
-	return WhyOrphan
+// spared says whether reprocessing may still need an object, or lists it among what it has
+// replaced.
+func spared(key string, made *bloom.BloomFilter) bool {
+	return made.TestString(key) || made.TestString(key[:strings.LastIndexByte(key, '/')+1])
 }
 
 // namedBy are the keys of all objects that a job's events name.

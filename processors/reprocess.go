@@ -406,8 +406,8 @@ func (r Reprocess) refresh(ctx context.Context, v Version, operation string) err
 	return r.Store.Put(ctx, v.Key, file, v.Bytes, sum, target.ContentType)
 }
 
-// Shadows gives what runs have made and not put in place: the keys of results, and, of parts
-// that are not done, the folders in which they are about to lie.
+// Shadows gives what runs have made, and what that is to replace or has replaced: the keys of
+// results, and, of parts that are not done, the folders in which they are about to lie.
 func Shadows(ctx context.Context, store *blob.Store, each func(prefix string)) error {
 	r := Reprocess{Again: Again{Store: store}}
 	done := map[string]bool{} // the parts of the run that is listed
@@ -451,6 +451,7 @@ func Shadows(ctx context.Context, store *blob.Store, each func(prefix string)) e
 			for _, m := range all {
 				if m.After != nil {
 					each(m.After.Key)
+					each(m.Before.Key)
 				}
 			}
 		}
