@@ -132,7 +132,9 @@ type Parts struct {
 	Progress    *progress.Listener
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
-	Keys    *secrets.Keyring
+	// Lags tells how far the groups that follow the log are behind.
+	Lags func(ctx context.Context) (kafka.Lags, error)
+	Keys *secrets.Keyring
 	// Retention is how long pictures are kept.
 	Retention commands.Retention
 	LogID     [16]byte
