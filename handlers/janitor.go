@@ -25,19 +25,23 @@ import (
 // JanitorConfig bounds what the janitor does, and how fast.
 type JanitorConfig struct {
 	// Interval is the pause between two looks for what is past its retention.
-	Interval time.Duration `env:"JANITOR_INTERVAL" envDefault:"10m"`
+	Interval time.Duration `env:"JANITOR_INTERVAL" envDefault:"10m" range:"1s to 24h"`
 	// SweepInterval is the time between two passes over all stored objects.
-	SweepInterval time.Duration `env:"JANITOR_SWEEP_INTERVAL" envDefault:"24h"`
-	// OrphanGrace is how old an object must be that no event names: far older than any
-	// submission that is under way.
-	OrphanGrace time.Duration `env:"JANITOR_ORPHAN_GRACE" envDefault:"48h"`
-	// MaxOrphans is how many of those one pass removes. With more, it removes none: then it is
-	// likelier that this is another log's bucket, or that the log has lost its end.
-	MaxOrphans int `env:"JANITOR_MAX_ORPHANS" envDefault:"10000"`
-	// Rate is how many events are written and objects removed a second at most, each.
-	Rate float64 `env:"JANITOR_RATE" envDefault:"100"`
+	SweepInterval time.Duration `env:"JANITOR_SWEEP_INTERVAL" envDefault:"24h" range:"1m to 8760h"`
+	// OrphanGrace is how old an object must be that a pass removes: far older than any submission
+	// that is under way, at least ten times what UPLOAD_TIMEOUT, S3_TRANSFER_TIMEOUT and
+	// KAFKA_SUBMIT_TIMEOUT allow together.
+	OrphanGrace time.Duration `env:"JANITOR_ORPHAN_GRACE" envDefault:"48h" range:"2h to 8760h"`
+	// MaxOrphans is how many objects that no event names one pass removes. With more it is likelier
+	// that this is another log's bucket, or that the log has lost its end.
+	// Beyond it: the pass removes nothing, and says what to do.
+	MaxOrphans int `env:"JANITOR_MAX_ORPHANS" envDefault:"10000" range:"1 to 1000000000" unit:"objects"`
+	// Rate is how many events are written and objects removed a second at most, together.
+	// Beyond it: they wait.
+	Rate float64 `env:"JANITOR_RATE" envDefault:"100" range:"0.1 to 10000" unit:"a second"`
 	// Batch is how many jobs, or objects, are looked at together.
-	Batch int `env:"JANITOR_BATCH" envDefault:"500"`
+	// Beyond it: the rest comes next.
+	Batch int `env:"JANITOR_BATCH" envDefault:"500" range:"1 to 10000" unit:"jobs or objects"`
 }
 
 // Validate names every value out of range.
@@ -49,7 +53,7 @@ func (c JanitorConfig) Validate() error {
 	}{
 		{"JANITOR_INTERVAL", c.Interval, time.Second, 24 * time.Hour},
 		{"JANITOR_SWEEP_INTERVAL", c.SweepInterval, time.Minute, 365 * 24 * time.Hour},
-		{"JANITOR_ORPHAN_GRACE", c.OrphanGrace, time.Hour, 365 * 24 * time.Hour},
+		{"JANITOR_ORPHAN_GRACE", c.OrphanGrace, 2 * time.Hour, 365 * 24 * time.Hour},
 	} {
 		if d.value < d.from || d.value > d.to {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be from %s to %s", d.name, d.value, d.from, d.to))

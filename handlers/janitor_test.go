@@ -18,7 +18,7 @@ func TestLimitsOfTheJanitor(t *testing.T) {
 		}{
 			"JANITOR_INTERVAL":       {func(c *JanitorConfig) { c.Interval = either(low, time.Second, 24*time.Hour) }, func(c *JanitorConfig) { c.Interval = either(low, time.Second-1, 24*time.Hour+1) }},
 			"JANITOR_SWEEP_INTERVAL": {func(c *JanitorConfig) { c.SweepInterval = either(low, time.Minute, year) }, func(c *JanitorConfig) { c.SweepInterval = either(low, time.Minute-1, year+1) }},
-			"JANITOR_ORPHAN_GRACE":   {func(c *JanitorConfig) { c.OrphanGrace = either(low, time.Hour, year) }, func(c *JanitorConfig) { c.OrphanGrace = either(low, time.Hour-1, year+1) }},
+			"JANITOR_ORPHAN_GRACE":   {func(c *JanitorConfig) { c.OrphanGrace = either(low, 2*time.Hour, year) }, func(c *JanitorConfig) { c.OrphanGrace = either(low, 2*time.Hour-1, year+1) }},
 			"JANITOR_RATE":           {func(c *JanitorConfig) { c.Rate = either(low, 0.1, 10_000) }, func(c *JanitorConfig) { c.Rate = either(low, 0.09, 10_001) }},
 			"JANITOR_BATCH":          {func(c *JanitorConfig) { c.Batch = either(low, 1, 10_000) }, func(c *JanitorConfig) { c.Batch = either(low, 0, 10_001) }},
 			"JANITOR_MAX_ORPHANS":    {func(c *JanitorConfig) { c.MaxOrphans = either(low, 1, 1_000_000_000) }, func(c *JanitorConfig) { c.MaxOrphans = either(low, 0, 1_000_000_001) }},

@@ -33,9 +33,10 @@ const keyBytes = 32 // AES-256
 type Config struct {
 	// CheckInterval is the time between two looks whether the keys in memory are still kept:
 	// after it, no process that reaches the database has one that is not.
-	CheckInterval time.Duration `env:"TENANT_KEYS_CHECK_INTERVAL" envDefault:"10s"`
+	CheckInterval time.Duration `env:"TENANT_KEYS_CHECK_INTERVAL" envDefault:"10s" range:"100ms to 1h"`
 	// Hold is how long a process that does not reach the database goes on with its keys.
-	Hold time.Duration `env:"TENANT_KEYS_HOLD" envDefault:"24h"`
+	// Beyond it: they are let go; submissions with a file name are 503.
+	Hold time.Duration `env:"TENANT_KEYS_HOLD" envDefault:"24h" range:"TENANT_KEYS_CHECK_INTERVAL to 720h"`
 }
 
 // Validate names every value out of range.
