@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
@@ -156,9 +157,11 @@ type Parts struct {
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	// Lags tells how far the groups that follow the log are behind.
-	Lags  func(ctx context.Context) (kafka.Lags, error)
-	Keys  *secrets.Keyring
-	LogID [16]byte
+	Lags func(ctx context.Context) (kafka.Lags, error)
+	Keys *secrets.Keyring
+	// Retention is how long pictures are kept.
+	Retention commands.Retention
+	LogID     [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// OnSubmission hears which operations a valid submission asks for, before it is written

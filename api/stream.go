@@ -80,6 +80,9 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 			if e.Offset <= place || next == state {
 				break // it was in what we read, or means nothing
 			}
+			if next.GetPhase() == events.Phase_PHASE_DELETED {
+				return nil // who asks again is told that there is no such job
+			}
 			state, place = next, e.Offset
 			err = s.sendJob(r.Context(), out, state, place)
 		}

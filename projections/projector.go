@@ -427,6 +427,7 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 	var phases, outcomes []int16
 	var revisions []int32
 	var created, updated, opened []time.Time
+	var sources, results []*time.Time
 	var pending, running, operations, changes []string
 	var standings []int16
 	var states, histories [][]byte
@@ -445,21 +446,24 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		// Commas, since Postgres' arrays of arrays are rectangles.
 		pending, running = append(pending, strings.Join(waits, ",")), append(running, strings.Join(runs, ","))
 		opened = append(opened, job.Opened())
+		source, result := keptSince(job)
+		sources, results = append(sources, source), append(results, result)
 		operations, standings = append(operations, r.operations), append(standings, int16(StandingOf(job)))
 		changes = append(changes, joined(r.changes))
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at,
-			operations, standing, changes)
+			operations, standing, changes, source_since, results_since)
 		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened,
-			operations, standing, string_to_array(changes, ',')::bigint[]
+			operations, standing, string_to_array(changes, ',')::bigint[], source, results
 		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[],
-				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[])
-			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes)
+				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[], $16::timestamptz[], $17::timestamptz[])
+			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes, source, results)
 		ON CONFLICT (job_id) DO UPDATE SET tenant = excluded.tenant, created_at = excluded.created_at, phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
 			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events,
 			pending = excluded.pending, running = excluded.running, opened_at = excluded.opened_at,
-			operations = excluded.operations, standing = excluded.standing, changes = excluded.changes`,
-		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened, operations, standings, changes)
+			operations = excluded.operations, standing = excluded.standing, changes = excluded.changes,
+			source_since = excluded.source_since, results_since = excluded.results_since`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened, operations, standings, changes, sources, results)
 	if err != nil {
 		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
 	}

@@ -15,12 +15,14 @@ import (
 	"github.com/caarlos0/env/v11"
 
 	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/registry"
+	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
@@ -115,6 +117,10 @@ type config struct {
 	Reprocess processors.ReprocessConfig
 	// Telemetry
 	Telemetry telemetry.Config
+	// The janitor
+	Janitor handlers.JanitorConfig
+	// Tenants' keys
+	Secrets secrets.Config
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -222,6 +228,10 @@ func (c config) check() []error {
 	}
 	if err := c.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		fault("LOG_LEVEL is %q: it must be debug, info, warn or error", c.LogLevel)
+	}
+	// What may still be named by an event must not look like an orphan.
+	if longest := 10 * (c.API.UploadTimeout + c.Blob.TransferTimeout + c.Kafka.SubmitTimeout); c.Janitor.OrphanGrace < longest {
+		fault("JANITOR_ORPHAN_GRACE is %s: it must be %s or more, ten times what a submission may take (UPLOAD_TIMEOUT, S3_TRANSFER_TIMEOUT, KAFKA_SUBMIT_TIMEOUT)", c.Janitor.OrphanGrace, longest)
 	}
 	// Embedded parts are on loopback, and speak neither TLS nor SASL.
 	for name, set := range map[string]bool{
@@ -372,6 +382,12 @@ func readableEnvironment(environment map[string]string) (map[string]string, []er
 		delete(environment, p.Key)
 	}
 	return environment, faults
+}
+
+// retention is how long pictures are kept.
+func (c config) retention() commands.Retention {
+	sources, results := c.Blob.Retention()
+	return commands.Retention{Sources: sources, Results: results}
 }
 
 // eachVariable goes through the fields that variables set, each variable once.

@@ -56,9 +56,13 @@ var needed = map[string][]string{
 	"ml":        {"kafka", "s3"},
 	"saga":      {"kafka"},
 	"projector": {"kafka", "database"},
+	"janitor":   {"kafka", "database", "s3"},
 }
 
-var allRoles = []string{"api", "convert", "ml", "saga", "projector"}
+var allRoles = []string{"api", "convert", "ml", "saga", "projector", "janitor"}
+
+// now is the janitor's clock. Tests that wait for nothing put it forward.
+var now = time.Now
 
 func serveCommand() *cobra.Command {
 	var roles []string
@@ -210,7 +214,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return err
 		}
 		for role, start := range map[string]func(context.Context, *errgroup.Group) error{
-			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector,
+			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector, "janitor": s.janitor,
 			"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener, entrance) },
 		} {
 			if slices.Contains(roles, role) {
@@ -404,7 +408,7 @@ func (s *services) prepareStore(ctx context.Context) error {
 		if s.embedded.S3 {
 			level = slog.LevelInfo // as it must be
 		}
-		s.log.Log(ctx, level, "this S3 server has no lifecycle rules: nothing expires by itself", "retention_days", s.cfg.Blob.RetentionDays)
+		s.log.Log(ctx, level, "this S3 server has no lifecycle rules: objects are removed by the role janitor alone", "retention_days", s.cfg.Blob.RetentionDays)
 	}
 	return err
 }
@@ -590,7 +594,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}); err != nil {
 		return err
 	}
-	heard := progress.NewListener(s.redis)
+	heard, keys := progress.NewListener(s.redis), secrets.New(s.cfg.Secrets, s.db, s.cfg.Read.QueryTimeout, s.log.With("role", "api"))
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
 	}
@@ -602,7 +606,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		return err
 	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
-		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(), LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -610,6 +614,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err := persist(ctx, s.log, "database", handler.HoldKeys); err != nil {
 		return err
 	}
+	group.Go(func() error { return keys.Watch(ctx) })
 	group.Go(func() error { return reader.Listen(ctx) })
 	group.Go(func() error { return letters.Run(ctx) })
 	group.Go(func() error { return follower.Run(ctx) })
