@@ -16,6 +16,7 @@ import (
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/registry"
@@ -63,6 +64,8 @@ type config struct {
 	Replay      projections.ReplayConfig
 	DeadLetters projections.DeadLetterConfig
 	Saga        handlers.SagaConfig
+	Webhooks    handlers.WebhooksConfig
+	Outside     egress.Config
 	Processor   processors.WorkerConfig
 	Consumer    kafka.SubscriberConfig
 	Verify      audit.Config
@@ -134,7 +137,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Webhooks, c.Outside, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

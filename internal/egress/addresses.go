@@ -111,14 +111,14 @@ func NewGuard(allow []string) (*Guard, error) {
 	return g, nil
 }
 
-// longestURL bounds an address, in bytes.
-const longestURL = 2048
+// LongestURL bounds an address, in bytes.
+const LongestURL = 2048
 
 // CheckURL says what is wrong with an address that somebody names, as far as it can be
 // seen without asking: where its host leads is seen when it is called.
 func (g *Guard) CheckURL(address string) error {
-	if len(address) > longestURL {
-		return &Refused{fmt.Sprintf("is longer than %d bytes", longestURL)}
+	if len(address) > LongestURL {
+		return &Refused{fmt.Sprintf("is longer than %d bytes", LongestURL)}
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {

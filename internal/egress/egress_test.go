@@ -71,7 +71,7 @@ func TestCheckURL(t *testing.T) {
 	require.NoError(t, err)
 	strict, err := NewGuard(nil)
 	require.NoError(t, err)
-	long := "https://example.org/" + strings.Repeat("x", longestURL-len("https://example.org/"))
+	long := "https://example.org/" + strings.Repeat("x", LongestURL-len("https://example.org/"))
 	for _, address := range []string{"https://example.org/hook?x=1", "http://example.org:8080/", "https://93.184.216.34/", long, "https://EXAMPLE.org:443"} {
 		require.NoError(t, strict.CheckURL(address), address)
 		require.NoError(t, g.CheckURL(address), address)

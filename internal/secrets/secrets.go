@@ -52,7 +52,7 @@ func New(pool *pgxpool.Pool, timeout time.Duration) *Keyring {
 // Migrate makes the schema. Many processes may do so at once.
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		for _, statement := range []string{
+		for _, statement := range append([]string{
 			"SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))",
 			"CREATE SCHEMA IF NOT EXISTS pixtools_secrets",
 			`CREATE TABLE IF NOT EXISTS pixtools_secrets.tenant_keys (
@@ -61,7 +61,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 				key        bytea NOT NULL,
 				created_at timestamptz NOT NULL DEFAULT now())`,
 			"CREATE INDEX IF NOT EXISTS tenant_keys_by_tenant ON pixtools_secrets.tenant_keys (tenant, created_at DESC)",
-		} {
+		}, webhookTables...) {
 			if _, err := tx.Exec(ctx, statement); err != nil {
 				return fmt.Errorf("prepare the secrets' schema: %w", err)
 			}
