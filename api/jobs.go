@@ -276,7 +276,10 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 			job.OperationResults[op.GetName()] = result
 		}
 	}
-	return job, linkResults(ctx, s.Store, &job, state, name)
+	if err := linkResults(ctx, s.Store, &job, state, name); err != nil {
+		return Job{}, err
+	}
+	return job, nil
 }
 
 // linkResults signs links to the results that are there.

@@ -42,7 +42,7 @@ func newReceiver(t *testing.T, ip string) *receiver {
 	require.NoError(t, err)
 	r := &receiver{t: t, answers: map[string]http.HandlerFunc{}}
 	r.server = httptest.NewUnstartedServer(r)
-	r.server.Listener.Close()
+	require.NoError(t, r.server.Listener.Close())
 	r.server.Listener = l
 	r.server.Start()
 	t.Cleanup(r.server.Close)
