@@ -48,8 +48,9 @@ func (w *world) checkWebhooks(states map[string]*events.Job) {
 		found, _ := w.log.read(p, 0, len(w.log.partitions[p]))
 		h := &hooks{jobs: map[string]*events.PendingWebhook{}, next: -1}
 		// A redelivery that comes when the job is delivered already, or anything that tells a job
-		// when that is deleted, is taken by who has forgotten it.
-		late := map[string]bool{}
+		// when that is deleted, is taken by who has forgotten it. A job that a saga has forgotten
+		// may end twice.
+		late := maps.Clone(w.forgot)
 		for _, e := range found {
 			state := states[e.event.JobID]
 			if _, redelivery := e.event.Message.(*events.WebhookScheduled); e.known() && begins(e.event) &&
