@@ -137,6 +137,8 @@ type Parts struct {
 	Progress    *progress.Listener
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
+	// Lags tells how far the groups that follow the log are behind.
+	Lags func(ctx context.Context) (kafka.Lags, error)
 	Keys    *secrets.Keyring
 	// Webhooks has the tenants' default addresses; Outside knows which addresses may be called.
 	Webhooks *secrets.Webhooks
