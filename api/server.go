@@ -139,7 +139,7 @@ type Parts struct {
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	// Lags tells how far the groups that follow the log are behind.
 	Lags func(ctx context.Context) (kafka.Lags, error)
-	Keys    *secrets.Keyring
+	Keys *secrets.Keyring
 	// Webhooks has the tenants' default addresses; Outside knows which addresses may be called.
 	Webhooks *secrets.Webhooks
 	Outside  *egress.Guard
