@@ -19,43 +19,62 @@ import (
 
 // WebhooksConfig bounds the posting of outcomes.
 type WebhooksConfig struct {
-	// MaxAttempts at a revision's outcome, before it has failed for good.
-	MaxAttempts int32 `env:"WEBHOOK_MAX_ATTEMPTS" envDefault:"14"`
-	// BackoffMin is the wait after the first failure. Each further one is twice as long, up
-	// to BackoffMax, which also bounds what a receiver asks for with Retry-After.
-	BackoffMin time.Duration `env:"WEBHOOK_BACKOFF_MIN" envDefault:"10s"`
-	BackoffMax time.Duration `env:"WEBHOOK_BACKOFF_MAX" envDefault:"4h"`
-	// MaxAge: an outcome for which nothing was tried is not posted when it is older.
-	MaxAge time.Duration `env:"WEBHOOK_MAX_AGE" envDefault:"72h"`
+	// MaxAttempts at a revision's outcome.
+	// Beyond it: the webhook has failed.
+	MaxAttempts int32 `env:"WEBHOOK_MAX_ATTEMPTS" envDefault:"14" range:"1 to 100" unit:"attempts"`
+	// BackoffMin is the wait after the first failure. Each further one is twice as long, less up to a
+	// quarter, up to WEBHOOK_BACKOFF_MAX.
+	// Beyond it: the next attempt is due.
+	BackoffMin time.Duration `env:"WEBHOOK_BACKOFF_MIN" envDefault:"10s" range:"10ms to 1h"`
+	// BackoffMax bounds the waits, and what a receiver asks for with Retry-After.
+	// Beyond it: the next attempt is due.
+	BackoffMax time.Duration `env:"WEBHOOK_BACKOFF_MAX" envDefault:"4h" range:"WEBHOOK_BACKOFF_MIN to 168h"`
+	// MaxAge is how old an outcome may be for which nothing was tried.
+	// Beyond it: it is not posted.
+	MaxAge time.Duration `env:"WEBHOOK_MAX_AGE" envDefault:"72h" range:"1m to 8760h"`
 	// GiveUpAfter bounds how long an attempt that is due waits for a host whose breaker is open.
-	GiveUpAfter time.Duration `env:"WEBHOOK_GIVE_UP_AFTER" envDefault:"24h"`
-	// Concurrency bounds the requests under way, and ConcurrencyPerHost those to one host.
-	Concurrency        int `env:"WEBHOOK_CONCURRENCY" envDefault:"64"`
-	ConcurrencyPerHost int `env:"WEBHOOK_CONCURRENCY_PER_HOST" envDefault:"8"`
-	// MaxPending bounds the outcomes that wait in this process. One more has failed at once,
-	// and can be delivered again by hand.
-	MaxPending int `env:"WEBHOOK_MAX_PENDING" envDefault:"200000"`
+	// Beyond it: the webhook has failed.
+	GiveUpAfter time.Duration `env:"WEBHOOK_GIVE_UP_AFTER" envDefault:"24h" range:"1s to 8760h"`
+	// Concurrency bounds the requests under way.
+	// Beyond it: further ones wait.
+	Concurrency int `env:"WEBHOOK_CONCURRENCY" envDefault:"64" range:"1 to 10000" unit:"requests"`
+	// ConcurrencyPerHost bounds those to one host.
+	// Beyond it: further ones wait, and those to other hosts go on.
+	ConcurrencyPerHost int `env:"WEBHOOK_CONCURRENCY_PER_HOST" envDefault:"8" range:"1 to WEBHOOK_CONCURRENCY" unit:"requests"`
+	// MaxPending bounds the outcomes that wait in this process.
+	// Beyond it: the next one's webhook has failed, and can be delivered again by hand.
+	MaxPending int `env:"WEBHOOK_MAX_PENDING" envDefault:"200000" range:"1 to 10000000" unit:"outcomes"`
 	// MaxHosts bounds the hosts whose breakers are remembered.
-	MaxHosts int `env:"WEBHOOK_MAX_HOSTS" envDefault:"10000"`
-	// BreakerFailures in a row open a host's breaker; after BreakerOpen one attempt shows
-	// whether it is back.
-	BreakerFailures int           `env:"WEBHOOK_BREAKER_FAILURES" envDefault:"5"`
-	BreakerOpen     time.Duration `env:"WEBHOOK_BREAKER_OPEN" envDefault:"1m"`
+	// Beyond it: the one used least lately is forgotten, and its breaker closed.
+	MaxHosts int `env:"WEBHOOK_MAX_HOSTS" envDefault:"10000" range:"1 to 1000000" unit:"hosts"`
+	// BreakerFailures is how many failures in a row a host may have: no answer, 5xx or 429.
+	// Beyond it: its breaker opens.
+	BreakerFailures int `env:"WEBHOOK_BREAKER_FAILURES" envDefault:"5" range:"1 to 1000" unit:"failures"`
+	// BreakerOpen is how long a breaker stays open.
+	// Beyond it: one attempt shows whether the host is back.
+	BreakerOpen time.Duration `env:"WEBHOOK_BREAKER_OPEN" envDefault:"1m" range:"10ms to 24h"`
 	// Pause is how long an attempt waits that cannot be made now: for the database that has
 	// its keys, or for another attempt that shows whether its host is back.
-	Pause time.Duration `env:"WEBHOOK_PAUSE" envDefault:"5s"`
+	// Beyond it: it is looked at again.
+	Pause time.Duration `env:"WEBHOOK_PAUSE" envDefault:"5s" range:"10ms to 10m"`
 	// SecretsRefresh is after how long a new or revoked secret counts everywhere.
-	SecretsRefresh time.Duration `env:"WEBHOOK_SECRETS_REFRESH" envDefault:"10s"`
+	// Beyond it: secrets are read again.
+	SecretsRefresh time.Duration `env:"WEBHOOK_SECRETS_REFRESH" envDefault:"10s" range:"10ms to 10m"`
 	// CommitInterval is how long what was read may stay uncommitted while nothing is decided.
-	CommitInterval time.Duration `env:"WEBHOOK_COMMIT_INTERVAL" envDefault:"1s"`
+	// Beyond it: what was read is committed.
+	CommitInterval time.Duration `env:"WEBHOOK_COMMIT_INTERVAL" envDefault:"1s" range:"10ms to 1m"`
 	// ForgetOpenAfter is how long a job that does not end is kept in mind: longer than JOB_DEADLINE.
-	ForgetOpenAfter time.Duration `env:"WEBHOOK_FORGET_OPEN_AFTER" envDefault:"168h"`
+	// Beyond it: its outcome is not posted.
+	ForgetOpenAfter time.Duration `env:"WEBHOOK_FORGET_OPEN_AFTER" envDefault:"168h" range:"1m to 17520h"`
 	// TransactionTimeout is when the broker aborts a transaction whose process died.
-	TransactionTimeout time.Duration `env:"WEBHOOK_TRANSACTION_TIMEOUT" envDefault:"10s"`
+	// Beyond it: the broker aborts it.
+	TransactionTimeout time.Duration `env:"WEBHOOK_TRANSACTION_TIMEOUT" envDefault:"10s" range:"1s to 10s"`
 	// RestoreTimeout bounds reading the changelog.
-	RestoreTimeout time.Duration `env:"WEBHOOK_RESTORE_TIMEOUT" envDefault:"2m"`
+	// Beyond it: the session begins anew.
+	RestoreTimeout time.Duration `env:"WEBHOOK_RESTORE_TIMEOUT" envDefault:"2m" range:"1s to 1h"`
 	// RetryAfter is the pause after the brokers or the transactional id were lost.
-	RetryAfter time.Duration `env:"WEBHOOK_RETRY_AFTER" envDefault:"500ms"`
+	// Beyond it: a new session begins.
+	RetryAfter time.Duration `env:"WEBHOOK_RETRY_AFTER" envDefault:"500ms" range:"10ms to 1m"`
 }
 
 // Validate names every value out of range.

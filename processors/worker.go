@@ -32,20 +32,26 @@ import (
 
 // WorkerConfig bounds a worker.
 type WorkerConfig struct {
-	// MaxAttempts bounds the attempts that this process saw fail: a child that crashed,
-	// stalled or took too long over the picture.
-	MaxAttempts int32 `env:"PROCESS_MAX_ATTEMPTS" envDefault:"3"`
-	// MaxStarts bounds all attempts in the log, those included that ended with their
-	// process. A process that is killed or stopped says little against the picture, since
+	// MaxAttempts bounds the attempts at an operation that this process saw fail: a child that
+	// crashed, stalled or took too long over the picture.
+	// Beyond it: OperationFailed, `attempts_used_up`, kind INTERNAL.
+	MaxAttempts int32 `env:"PROCESS_MAX_ATTEMPTS" envDefault:"3" range:"1 to 100" unit:"attempts"`
+	// MaxStarts bounds all attempts in the log, per operation and revision, those included that ended
+	// with their process. A process that is killed or stopped says little against the picture, since
 	// that is worked on in a child; so this is the more generous bound.
-	MaxStarts int32 `env:"PROCESS_MAX_STARTS" envDefault:"20"`
-	// Timeout bounds one conversion.
-	Timeout time.Duration `env:"PROCESS_TIMEOUT" envDefault:"5m"`
-	// GiveUpAfter bounds how long storage that is away is waited for, from the first time
-	// that it was.
-	GiveUpAfter time.Duration `env:"PROCESS_GIVE_UP_AFTER" envDefault:"1h"`
-	// KnownJobs is how many jobs' states the worker keeps in memory.
-	KnownJobs int `env:"PROCESS_KNOWN_JOBS" envDefault:"50000"`
+	// Beyond it: as with MaxAttempts.
+	MaxStarts int32 `env:"PROCESS_MAX_STARTS" envDefault:"20" range:"PROCESS_MAX_ATTEMPTS to 1000" unit:"attempts"`
+	// Timeout bounds one conversion, from when a child is free.
+	// Beyond it: the child is killed; the attempt counts.
+	Timeout time.Duration `env:"PROCESS_TIMEOUT" envDefault:"5m" range:"1s to 24h"`
+	// GiveUpAfter bounds how long storage is waited for, from the first failure, where a source cannot
+	// be fetched or a result cannot be stored.
+	// Beyond it: OperationFailed, `source_unavailable` or `artifact_not_stored`, kind WORLD.
+	GiveUpAfter time.Duration `env:"PROCESS_GIVE_UP_AFTER" envDefault:"1h" range:"1s or more"`
+	// KnownJobs is how many jobs' states the worker keeps in memory, per operation.
+	// Beyond it: the least recently used is forgotten; its work may be repeated, its outcome is not
+	// lost.
+	KnownJobs int `env:"PROCESS_KNOWN_JOBS" envDefault:"50000" range:"1000 or more" unit:"jobs"`
 }
 
 // Validate names every value out of range.

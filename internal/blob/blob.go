@@ -8,6 +8,7 @@ package blob
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -70,7 +71,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("find credentials for S3: %w", err)
 		}
 	}
-	awsCfg.HTTPClient = httpClient(cfg)
+	trusting, err := cfg.tls()
+	if err != nil {
+		return nil, err
+	}
+	awsCfg.HTTPClient = httpClient(cfg, trusting)
 	options := func(endpoint string) func(*s3.Options) {
 		return func(o *s3.Options) {
 			if endpoint != "" {
@@ -95,12 +100,13 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	}, nil
 }
 
-func httpClient(cfg Config) aws.HTTPClient {
+func httpClient(cfg Config, trusting *tls.Config) aws.HTTPClient {
 	return awshttp.NewBuildableClient().
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = cfg.ConnectTimeout }).
 		WithTransportOptions(func(t *http.Transport) {
 			t.MaxIdleConns, t.MaxIdleConnsPerHost = cfg.MaxIdleConns, cfg.MaxIdleConns
 			t.DisableCompression = true // pictures are compressed
+			t.TLSClientConfig = trusting
 		})
 }
 

@@ -14,18 +14,23 @@ import (
 // Config bounds what is sent to addresses that strangers name.
 type Config struct {
 	// AllowPrivate are address ranges, addresses and hosts that may be called although
-	// they are not of the public internet: for intranets, and tests.
+	// they are not of the public internet: for intranets, and tests. Commas between them.
 	AllowPrivate []string `env:"WEBHOOK_ALLOW_PRIVATE"`
 	// Timeout bounds one call, from asking for the host's address to the end of the answer.
-	Timeout time.Duration `env:"WEBHOOK_TIMEOUT" envDefault:"10s"`
+	// Beyond it: the attempt has failed.
+	Timeout time.Duration `env:"WEBHOOK_TIMEOUT" envDefault:"10s" range:"100ms to 1m"`
 	// ConnectTimeout bounds connecting to one host.
-	ConnectTimeout time.Duration `env:"WEBHOOK_CONNECT_TIMEOUT" envDefault:"5s"`
-	// MaxHeaderBytes bounds an answer's header; more of it fails the call.
-	MaxHeaderBytes int64 `env:"WEBHOOK_MAX_HEADER_BYTES" envDefault:"16384"`
+	// Beyond it: the attempt has failed.
+	ConnectTimeout time.Duration `env:"WEBHOOK_CONNECT_TIMEOUT" envDefault:"5s" range:"50ms to WEBHOOK_TIMEOUT"`
+	// MaxHeaderBytes bounds an answer's header.
+	// Beyond it: the attempt has failed.
+	MaxHeaderBytes int64 `env:"WEBHOOK_MAX_HEADER_BYTES" envDefault:"16384" range:"1024 to 1048576" unit:"bytes"`
 	// MaxAnswerBytes is how much of an answer's body is read, to be thrown away.
-	MaxAnswerBytes int64 `env:"WEBHOOK_MAX_ANSWER_BYTES" envDefault:"4096"`
+	// Beyond it: the connection is closed.
+	MaxAnswerBytes int64 `env:"WEBHOOK_MAX_ANSWER_BYTES" envDefault:"4096" range:"0 to 1048576" unit:"bytes"`
 	// MaxIdleConns bounds the connections that are kept open to all receivers.
-	MaxIdleConns int `env:"WEBHOOK_MAX_IDLE_CONNS" envDefault:"64"`
+	// Beyond it: they are closed.
+	MaxIdleConns int `env:"WEBHOOK_MAX_IDLE_CONNS" envDefault:"64" range:"1 to 10000" unit:"connections"`
 }
 
 // Validate names every value out of range.
