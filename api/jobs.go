@@ -14,8 +14,10 @@ import (
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
@@ -39,6 +41,7 @@ type Job struct {
 	FinalizedAt      *time.Time        `json:"finalized_at"`
 	Source           Source            `json:"source"`
 	OperationResults map[string]Result `json:"operation_results"`
+	Webhook          *Webhook          `json:"webhook" description:"null where the job names no address, and its tenant had none"`
 }
 
 // Source is the picture that was uploaded.
@@ -269,7 +272,7 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 	}
 	job, told := jobOf(state), s.progress(ctx, state)
 	job.Source.Name, job.Source.NameErased = name, erased
-	s.keptUntil(&job, state)
+	keptUntil(s.Retention, &job, state)
 	if !state.GetSourceExpired() {
 		link, expires, err := s.Store.PresignGet(ctx, state.GetSource().GetKey(), sourceName(name, job.Source.Format))
 		if err != nil {
@@ -278,33 +281,46 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 		job.Source.URL, job.Source.LinkExpiresAt = link, &expires
 	}
 	for _, op := range state.GetOperations() {
-		result := job.OperationResults[op.GetName()]
 		// An earlier attempt's progress is none: the work began anew.
 		if p, ok := told[op.GetName()]; ok && p.Attempt == op.GetAttempt() {
+			result := job.OperationResults[op.GetName()]
 			result.Progress = p.Share()
+			job.OperationResults[op.GetName()] = result
 		}
-		if op.GetArtifact() != nil && !op.GetArtifactExpired() {
-			link, expires, err := s.Store.PresignGet(ctx, op.GetArtifact().GetKey(), downloadName(op.GetName(), name))
-			if err != nil {
-				return Job{}, err
-			}
-			job.ResultURLs[op.GetName()], result.Artifact.LinkExpiresAt = link, &expires
-		}
-		job.OperationResults[op.GetName()] = result
+	}
+	if err := linkResults(ctx, s.Store, &job, state, name); err != nil {
+		return Job{}, err
 	}
 	return job, nil
 }
 
 // keptUntil says until when the job's pictures are kept.
-func (s *Server) keptUntil(job *Job, state *events.Job) {
-	until := s.Retention.SourceUntil(state)
+func keptUntil(kept commands.Retention, job *Job, state *events.Job) {
+	until := kept.SourceUntil(state)
 	job.Source.ExpiresAt = &until
 	for _, op := range state.GetOperations() {
 		if a := job.OperationResults[op.GetName()].Artifact; a != nil {
-			until := s.Retention.ResultUntil(op)
+			until := kept.ResultUntil(op)
 			a.ExpiresAt = &until
 		}
 	}
+}
+
+// linkResults signs links to the results that are there.
+func linkResults(ctx context.Context, store *blob.Store, job *Job, state *events.Job, fileName string) error {
+	for _, op := range state.GetOperations() {
+		if op.GetArtifact() == nil || op.GetArtifactExpired() {
+			continue
+		}
+		result := job.OperationResults[op.GetName()]
+		link, expires, err := store.PresignGet(ctx, op.GetArtifact().GetKey(), downloadName(op.GetName(), fileName))
+		if err != nil {
+			return err
+		}
+		job.ResultURLs[op.GetName()], result.Artifact.LinkExpiresAt = link, &expires
+		job.OperationResults[op.GetName()] = result
+	}
+	return nil
 }
 
 // jobOf is the state without what lies outside it: links and progress.
@@ -312,7 +328,7 @@ func jobOf(state *events.Job) Job {
 	job := Job{
 		JobID: state.GetId(), Status: words[projections.StandingOf(state)].status, ErrorMessage: errorMessageOf(state),
 		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
-		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
+		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(), Webhook: webhookOf(state),
 	}
 	if from := state.GetSource(); from != nil {
 		job.Source = Source{Bytes: from.GetBytes(), Width: from.GetWidth(), Height: from.GetHeight(), Format: from.GetFormat(), SHA256: from.GetSha256(), Expired: state.GetSourceExpired()}

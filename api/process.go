@@ -201,7 +201,8 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit) 
 		return "", err
 	}
 	if command.FileName, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.name); err == nil {
-		command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.webhookURL)
+		// The tenant's address as it is now: it goes with the job, and folding stays pure.
+		command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, s.webhookAddress(command.Tenant, u.webhookURL))
 	}
 	if err != nil {
 		return "", unavailable("The key that protects file names cannot be read from the database.", err)

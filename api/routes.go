@@ -10,6 +10,7 @@ import (
 	"github.com/go-fuego/fuego"
 
 	"github.com/pixtools/pixtools/commands/operations"
+	"github.com/pixtools/pixtools/internal/egress"
 )
 
 // routes registers every route of the API, and with it its description.
@@ -77,6 +78,11 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOperationID("deleteJob"), fuego.OptionSummary("Delete a job"),
 		fuego.OptionOverrideDescription("For good: from here on the job is 404, and no list has it. Its pictures are removed a moment later. An open job is 409: cancel it first. An idempotency key of it goes on to mean it."),
 		fuego.OptionDefaultStatusCode(http.StatusNoContent), problems(404, 409, 422, 503))
+	fuego.Post(f, "/api/jobs/{job_id}/webhook", s.redeliver,
+		fuego.OptionOperationID("redeliver"), fuego.OptionSummary("Call a job's webhook again"),
+		fuego.OptionOverrideDescription("For a webhook that failed, or whose next attempt is due later: one attempt is made now, with the same webhook-id."),
+		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Redelivered{}, ContentTypes: []string{"application/json"}}),
+		problems(404, 409, 422, 503))
 	fuego.Get(f, "/api/dead-letters", s.deadLetters,
 		fuego.OptionOperationID("deadLetters"), fuego.OptionSummary("List what was given up"),
 		fuego.OptionOverrideDescription("Work that failed for another reason than the picture, and records that could not be handled; the oldest first."),
@@ -158,6 +164,8 @@ func describe(f *fuego.Server) ([]byte, error) {
 		header("Idempotency-Key", "The same as the field idempotency_key", text), header(requestIDHeader, "Echoed, or made", text))
 	cancel, retry := doc.Paths.Value("/api/jobs/{job_id}/cancel").Post, doc.Paths.Value("/api/jobs/{job_id}/retry").Post
 	cancel.Responses.Delete("200")
+	redeliver := doc.Paths.Value("/api/jobs/{job_id}/webhook").Post
+	redeliver.Responses.Delete("200")
 	retry.Responses.Delete("200")
 	retry.RequestBody = jsonBody("What to run again; without it, all that did not complete", RetryRequest{}, false)
 	wish := jsonBody("What will be stored", UploadRequest{}, true)
@@ -165,7 +173,7 @@ func describe(f *fuego.Server) ([]byte, error) {
 	doc.Paths.Value("/api/uploads").Post.RequestBody = wish
 	doc.Paths.Value("/api/dead-letters/redrive").Post.RequestBody = jsonBody("Which dead letters", Selection{}, true)
 	doc.Paths.Value("/api/dead-letters/discard").Post.RequestBody = jsonBody("Which dead letters, and why", DiscardRequest{}, true)
-	for _, op := range []*openapi3.Operation{post, cancel, retry} {
+	for _, op := range []*openapi3.Operation{post, cancel, retry, redeliver} {
 		op.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
 			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query. Absent where the job was in the log before", Schema: text.NewRef()}}}}
 	}
@@ -174,11 +182,11 @@ func describe(f *fuego.Server) ([]byte, error) {
 	deletion.Responses.Set("204", &openapi3.ResponseRef{Value: openapi3.NewResponse().WithDescription("Deleted")})
 	deletion.Responses.Value("204").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
 		Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
-	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
+	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Redelivered", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
 	doc.Components.Schemas["JobPage"].Value.Properties["jobs"].Value.Items.Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
-	for _, op := range []*openapi3.Operation{cancel, retry, stream, deletion, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
+	for _, op := range []*openapi3.Operation{cancel, retry, redeliver, stream, deletion, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	}
 	for _, name := range []string{"from", "to"} { // the framework would answer in its own words where they are missing
@@ -237,8 +245,8 @@ func uploadSchema() *openapi3.RequestBodyRef {
 	ops.Description, ops.Example = fmt.Sprintf("A JSON array of operation names: %v", operations.Names()), `["webp","avif"]`
 	key := openapi3.NewStringSchema().WithMaxLength(longestKey)
 	key.Description = "Repeating a request with its key gives the same job"
-	hook := openapi3.NewStringSchema().WithFormat("uri").WithMaxLength(longestURL)
-	hook.Description = "Where to post the outcome"
+	hook := openapi3.NewStringSchema().WithFormat("uri").WithMaxLength(egress.LongestURL)
+	hook.Description = "Where to post the outcome; without it, to the tenant's address, if there is one"
 	params := openapi3.NewStringSchema()
 	params.Description, params.Example = "A JSON object: operation name to its parameters", `{"webp":{"quality":80}}`
 	stored := openapi3.NewStringSchema()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
@@ -97,6 +98,8 @@ type Config struct {
 	// MaxSpoolBytes bounds what the uploads in progress take on disk, all together.
 	// Beyond it: 429 with Retry-After.
 	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824" range:"MAX_UPLOAD_BYTES or more" unit:"bytes"`
+	// AddressRefresh is after how long a tenant's new webhook address counts for submissions.
+	AddressRefresh time.Duration `env:"WEBHOOK_ADDRESS_REFRESH" envDefault:"5s" range:"10ms to 10m"`
 	// SpoolDir holds uploads while they arrive, and pictures while they are worked on. It must be this
 	// user's.
 	// Beyond it: a directory of somebody else ends the program; a full disk is 503.
@@ -135,6 +138,9 @@ func (c Config) Validate() error {
 	if c.QueueRefresh < 50*time.Millisecond || c.QueueRefresh > queuesStaleAfter/2 {
 		faults = append(faults, fmt.Errorf("QUEUE_REFRESH_INTERVAL is %s: it must be from 50ms to %s", c.QueueRefresh, queuesStaleAfter/2))
 	}
+	if c.AddressRefresh < 10*time.Millisecond || c.AddressRefresh > 10*time.Minute {
+		faults = append(faults, fmt.Errorf("WEBHOOK_ADDRESS_REFRESH is %s: it must be from 10ms to 10m", c.AddressRefresh))
+	}
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL,
 		"IDEMPOTENCY_SETTLE": c.IdempotencySettle} {
 		if d < 100*time.Millisecond {
@@ -161,7 +167,10 @@ type Parts struct {
 	Keys *secrets.Keyring
 	// Retention is how long pictures are kept.
 	Retention commands.Retention
-	LogID     [16]byte
+	// Webhooks has the tenants' default addresses; Outside knows which addresses may be called.
+	Webhooks *secrets.Webhooks
+	Outside  *egress.Guard
+	LogID    [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// OnSubmission hears which operations a valid submission asks for, before it is written
@@ -222,9 +231,14 @@ func New(cfg Config, parts Parts) (*Server, error) {
 	return s, nil
 }
 
-// HoldKeys takes the key that protects file names into memory, so that submissions go on
+// HoldKeys takes the key that protects file names into memory, and the tenants' webhook addresses, so that submissions go on
 // without the database from the first one on.
-func (s *Server) HoldKeys(ctx context.Context) error { return s.Keys.Hold(ctx, defaultTenant) }
+func (s *Server) HoldKeys(ctx context.Context) error {
+	if err := s.Webhooks.ReadAddresses(ctx); err != nil {
+		return err
+	}
+	return s.Keys.Hold(ctx, defaultTenant)
+}
 
 // Spec is the OpenAPI document.
 func (s *Server) Spec() []byte { return s.spec }

@@ -36,7 +36,8 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(), janitorCommand(), tenantsCommand(), configCommand(), openapiCommand())
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
+		webhooksCommand(), janitorCommand(), tenantsCommand(), configCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

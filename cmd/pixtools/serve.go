@@ -34,6 +34,7 @@ import (
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
@@ -56,10 +57,11 @@ var needed = map[string][]string{
 	"ml":        {"kafka", "s3"},
 	"saga":      {"kafka"},
 	"projector": {"kafka", "database"},
+	"webhooks":  {"kafka", "database"},
 	"janitor":   {"kafka", "database", "s3"},
 }
 
-var allRoles = []string{"api", "convert", "ml", "saga", "projector", "janitor"}
+var allRoles = []string{"api", "convert", "ml", "saga", "projector", "webhooks", "janitor"}
 
 // now is the janitor's clock. Tests that wait for nothing put it forward.
 var now = time.Now
@@ -214,7 +216,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return err
 		}
 		for role, start := range map[string]func(context.Context, *errgroup.Group) error{
-			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector, "janitor": s.janitor,
+			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector, "webhooks": s.webhooks, "janitor": s.janitor,
 			"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener, entrance) },
 		} {
 			if slices.Contains(roles, role) {
@@ -351,16 +353,19 @@ func (s *services) prepareLog(ctx context.Context) error {
 		replication = -1 // the brokers' default
 	}
 	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-	changelog := kafka.Topic{Name: events.SagaTopic, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
-	if s.embedded.Kafka {
-		// That broker compacts by removing the log and writing it anew, which a kill would cut
-		// off, and it cannot tell a compacted log from one that lost records. It would remove
-		// states after a week, too.
-		changelog.Must, changelog.Initially = nil, forever
+	changelog := func(name string) kafka.Topic {
+		if s.embedded.Kafka {
+			// That broker compacts by removing the log and writing it anew, which a kill would cut
+			// off, and it cannot tell a compacted log from one that lost records. It would remove
+			// states after a week, too.
+			return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Initially: forever}
+		}
+		return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
 	}
 	for _, topic := range []kafka.Topic{
 		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: forever},
-		changelog,
+		changelog(events.SagaTopic),
+		changelog(events.WebhooksTopic),
 		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
 			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},
 	} {
@@ -525,15 +530,44 @@ func (s *services) brokers() []kgo.Opt {
 		kgo.SessionTimeout(s.cfg.Consumer.SessionTimeout), kgo.HeartbeatInterval(s.cfg.Consumer.HeartbeatInterval))
 }
 
-func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
-	id := events.SagaGroup + "." + s.cfg.InstanceID
+// transactionalID is that of a consumer group's member in this process.
+func (s *services) transactionalID(group string) string {
 	if s.embedded.Kafka { // there it must not outlive its process
-		id = events.SagaGroup + "." + uuid.NewString()
+		return group + "." + uuid.NewString()
 	}
-	saga := handlers.NewSaga(s.cfg.Saga, id, s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
+	return group + "." + s.cfg.InstanceID
+}
+
+func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
+	saga := handlers.NewSaga(s.cfg.Saga, s.transactionalID(events.SagaGroup), s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
 	saga.SessionOpts = []kgo.Opt{kafkaMetrics(events.SagaGroup)}
 	s.roles.runs("saga", joined(saga.Joined, events.SagaGroup))
 	group.Go(func() error { return saga.Run(ctx) })
+	return nil
+}
+
+// webhooks posts outcomes to where their clients want them.
+func (s *services) webhooks(ctx context.Context, group *errgroup.Group) error {
+	outside, err := egress.NewGuard(s.cfg.Outside.AllowPrivate)
+	if err != nil {
+		return err
+	}
+	log := s.log.With("role", "webhooks")
+	keys := secrets.New(s.cfg.Secrets, s.db, s.cfg.Read.QueryTimeout, log)
+	parts := handlers.WebhookParts{Client: egress.NewClient(s.cfg.Outside, outside, nil), MaxAnswerBytes: s.cfg.Outside.MaxAnswerBytes,
+		Keys: keys, Secrets: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh),
+		Body: func(ctx context.Context, job *events.Job, eventID string) ([]byte, error) {
+			return api.OutcomeBody(ctx, s.store, keys, s.cfg.retention(), job, eventID)
+		}}
+	hooks, err := handlers.NewWebhooks(s.cfg.Webhooks, parts, s.transactionalID(events.WebhooksGroup), s.cfg.Partitions, s.cfg.ChangelogPartitions,
+		s.publisher.Append, log, s.brokers()...)
+	if err != nil {
+		return err
+	}
+	hooks.SessionOpts = []kgo.Opt{kafkaMetrics(events.WebhooksGroup)}
+	s.roles.runs("webhooks", joined(hooks.Joined, events.WebhooksGroup))
+	group.Go(func() error { return keys.Watch(ctx) })
+	group.Go(func() error { return hooks.Run(ctx) })
 	return nil
 }
 
@@ -594,6 +628,10 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}); err != nil {
 		return err
 	}
+	outside, err := egress.NewGuard(s.cfg.Outside.AllowPrivate)
+	if err != nil {
+		return err
+	}
 	heard, keys := progress.NewListener(s.redis), secrets.New(s.cfg.Secrets, s.db, s.cfg.Read.QueryTimeout, s.log.With("role", "api"))
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
@@ -606,7 +644,8 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		return err
 	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
-		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(),
+		Webhooks: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh), Outside: outside, LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -620,6 +659,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	group.Go(func() error { return follower.Run(ctx) })
 	group.Go(func() error { return heard.Run(ctx) })
 	group.Go(func() error { return handler.WatchQueues(ctx) })
+	group.Go(func() error { return handler.WatchAddresses(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()
 		lags.Close()
