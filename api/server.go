@@ -34,6 +34,8 @@ const (
 	requestIDHeader = "X-Request-ID"
 	// longestRequestID, in bytes: a longer one, or one with odd characters, is replaced.
 	longestRequestID = 128
+	// mostDirectBytes is what S3 takes, and copies, in one request.
+	mostDirectBytes = 5 << 30
 	// defaultTenant owns every job until API keys tell tenants apart.
 	defaultTenant = "default"
 )
@@ -43,6 +45,9 @@ type Config struct {
 	// MaxUploadBytes bounds a file.
 	// Beyond it: 413.
 	MaxUploadBytes int64 `env:"MAX_UPLOAD_BYTES" envDefault:"10485760" range:"1 or more" unit:"bytes"`
+	// MaxDirectUploadBytes bounds a file that a client stores itself. S3 copies no more at once.
+	// Beyond it: 413.
+	MaxDirectUploadBytes int64 `env:"MAX_DIRECT_UPLOAD_BYTES" envDefault:"268435456" range:"1 to 5368709120" unit:"bytes"`
 	// MaxFieldBytes bounds each other field of the form.
 	// Beyond it: 422.
 	MaxFieldBytes int64 `env:"MAX_FIELD_BYTES" envDefault:"65536" range:"1 or more" unit:"bytes"`
@@ -111,6 +116,9 @@ func (c Config) Validate() error {
 	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
 	positive("MAX_WAITING_READS", int64(c.MaxWaits))
+	if c.MaxDirectUploadBytes < 1 || c.MaxDirectUploadBytes > mostDirectBytes {
+		faults = append(faults, fmt.Errorf("MAX_DIRECT_UPLOAD_BYTES is %d: it must be from 1 to %d bytes", c.MaxDirectUploadBytes, int64(mostDirectBytes)))
+	}
 	if c.UsageMaxDays < 1 || c.UsageMaxDays > mostUsageDays {
 		faults = append(faults, fmt.Errorf("USAGE_MAX_DAYS is %d: it must be from 1 to %d days", c.UsageMaxDays, mostUsageDays))
 	}

@@ -21,6 +21,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
@@ -54,6 +55,9 @@ type WorkerConfig struct {
 	// Beyond it: the least recently used is forgotten; its work may be repeated, its outcome is not
 	// lost.
 	KnownJobs int `env:"PROCESS_KNOWN_JOBS" envDefault:"50000" range:"1000 or more" unit:"jobs"`
+	// SpoolBytes bounds what the sources at hand take on disk: those of one operation in this process.
+	// Beyond it: the next one waits; one that is larger than all of it is taken alone.
+	SpoolBytes int64 `env:"PROCESS_SPOOL_BYTES" envDefault:"1073741824" range:"1048576 to 1125899906842624" unit:"bytes"`
 }
 
 // Validate names every value out of range.
@@ -73,6 +77,9 @@ func (c WorkerConfig) Validate() error {
 	}
 	if c.KnownJobs < 1000 {
 		faults = append(faults, fmt.Errorf("PROCESS_KNOWN_JOBS is %d: it must be 1000 jobs or more", c.KnownJobs))
+	}
+	if c.SpoolBytes < 1<<20 || c.SpoolBytes > 1<<50 {
+		faults = append(faults, fmt.Errorf("PROCESS_SPOOL_BYTES is %d: it must be from %d to %d bytes", c.SpoolBytes, 1<<20, int64(1)<<50))
 	}
 	return errors.Join(faults...)
 }
@@ -97,6 +104,8 @@ type Worker struct {
 	// spool is a directory for files that are being worked on; name tells
 	// this process from others, for diagnosis.
 	spool, name string
+	// room is what is left of SpoolBytes.
+	room *semaphore.Weighted
 
 	// mu guards the read-fold-write of jobs: the subscriber's poll loop (Notice),
 	// its partitions' goroutines (CatchUp) and the handlers all fold into it. It guards
@@ -135,7 +144,7 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 	}
 	countFrom0(op.Name)
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, working: map[string]context.CancelCauseFunc{}, log: log,
+		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, room: semaphore.NewWeighted(cfg.SpoolBytes), working: map[string]context.CancelCauseFunc{}, log: log,
 		group: events.OperationGroup + op.Name, self: telemetry.With(context.Background(), telemetry.About{Operation: op.Name})}, nil
 }
 
@@ -283,6 +292,11 @@ func (w *Worker) handle(ctx context.Context, request task) error {
 	if !waits(state, w.operation.Name) {
 		return nil // done, or cancelled, as the log already tells
 	}
+	leave, err := w.takeRoom(ctx, state.GetSource().GetBytes())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	source, err := fetch(ctx, w.store, w.spool, state.GetSource().GetKey(), state.GetSource().GetSha256())
 	if err != nil {
 		return w.withoutSource(ctx, request, state, err)
@@ -296,6 +310,16 @@ func (w *Worker) handle(ctx context.Context, request task) error {
 		return nil // however far it came: nobody waits for it any more
 	}
 	return err
+}
+
+// takeRoom waits until the disk may take a source of that size. Who came first goes first, so that a large
+// source gets its room in the end. Whoever has room goes on by itself, whatever waits.
+func (w *Worker) takeRoom(ctx context.Context, bytes int64) (leave func(), err error) {
+	bytes = min(max(bytes, 0), w.cfg.SpoolBytes)
+	if err := w.room.Acquire(ctx, bytes); err != nil {
+		return nil, err
+	}
+	return func() { w.room.Release(bytes) }, nil
 }
 
 // errNoAttempt ends a conversion whose turn has come when nobody waits for it any more.

@@ -328,7 +328,7 @@ func hopeless(err error) error {
 	case errors.Is(err, kafka.ErrPartitionCount), errors.Is(err, kafka.ErrTopicSettings):
 		return err
 	case errors.Is(err, blob.ErrRefused):
-		return fmt.Errorf("S3 refuses us: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may read, write and list AWS_S3_BUCKET and set its lifecycle, and start pixtools again: %w", err)
+		return fmt.Errorf("S3 refuses us: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may read, write and list AWS_S3_BUCKET and set its lifecycle and, with S3_CORS_ORIGINS, its CORS rules, and start pixtools again: %w", err)
 	case !errors.As(err, &answer):
 		return nil
 	}
@@ -393,6 +393,9 @@ func (s *services) prepareDatabase(ctx context.Context) error {
 
 func (s *services) prepareStore(ctx context.Context) error {
 	if err := s.store.EnsureBucket(ctx); err != nil {
+		return err
+	}
+	if _, err := s.store.EnsureCORS(ctx); err != nil {
 		return err
 	}
 	applied, err := s.store.EnsureLifecycle(ctx)

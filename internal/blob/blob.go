@@ -1,7 +1,8 @@
 // Package blob keeps pictures in S3: the sources below raw/, the results below processed/. Events carry
-// the keys and the hashes, never the bytes. What runs of reprocessing note lies below reprocess/.
+// the keys and the hashes, never the bytes. What runs of reprocessing note lies below reprocess/. What
+// clients store themselves comes below uploads/, and is copied from there.
 //
-// An object is written once and never changed, under a key that contains its hash or belongs to one
+// Of all others, an object is written once and never changed, under a key that contains its hash or belongs to one
 // attempt, so writing it again is harmless and every call may be repeated.
 package blob
 
@@ -42,6 +43,7 @@ const (
 	RawPrefix       = "raw/"
 	ProcessedPrefix = "processed/"
 	ReprocessPrefix = "reprocess/"
+	UploadsPrefix   = "uploads/"
 )
 
 // Store is a bucket. It is safe for use by many goroutines.

@@ -15,6 +15,9 @@ import (
 const (
 	maxPresignExpirySeconds = 7 * 24 * 60 * 60 // Signature Version 4 allows a week
 	maxRetentionDays        = 36500
+	maxUploadExpirySeconds  = 24 * 60 * 60 // a day, the least that UploadRetentionDays can be
+	maxUploadRetentionDays  = 30
+	maxCORSOrigins          = 100
 	maxAttempts             = 20
 	maxIdleConns            = 10000
 )
@@ -46,6 +49,11 @@ type Config struct {
 	// Download links are signed for it, because a signature covers the host name.
 	PublicEndpoint string `env:"AWS_PUBLIC_ENDPOINT_URL" derived:"as AWS_ENDPOINT_URL"`
 
+	// CORSOrigins are those whose pages may read results and store uploads from a browser, on a server that
+	// has CORS rules by bucket: such as `https://pictures.example`, 100 at most, or `*`. Empty: the rules
+	// are left as they are.
+	CORSOrigins []string `env:"S3_CORS_ORIGINS" example:"https://pictures.example"`
+
 	// PresignExpirySeconds is how long a download link lives.
 	// Beyond it: it ends; a later read gives a new one.
 	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400" range:"1 to 604800" unit:"seconds"`
@@ -53,6 +61,15 @@ type Config struct {
 	// rules of the server.
 	// Beyond it: the server deletes.
 	RetentionDays int `env:"S3_RETENTION_DAYS" envDefault:"30" range:"1 to 36500" unit:"days"`
+
+	// UploadExpirySeconds is for how long a client may begin to store a file with the request that was
+	// signed for it; one that is under way then goes on.
+	// Beyond it: the server refuses it; ask for another.
+	UploadExpirySeconds int `env:"UPLOAD_URL_EXPIRY_SECONDS" envDefault:"3600" range:"1 to 86400" unit:"seconds"`
+	// UploadRetentionDays is for how long jobs may be made of what was stored so, from when it was signed,
+	// and the age at which a lifecycle rule on uploads/ deletes it.
+	// Beyond it: 404.
+	UploadRetentionDays int `env:"UPLOAD_RETENTION_DAYS" envDefault:"1" range:"1 to 30" unit:"days"`
 
 	// CallTimeout bounds a call that moves no content, with all attempts and the pauses between them.
 	// Beyond it: the call has failed.
@@ -99,11 +116,19 @@ func (c Config) Validate() error {
 	if _, err := c.tls(); err != nil {
 		faults = append(faults, err)
 	}
+	for _, origin := range c.CORSOrigins {
+		u, err := url.Parse(origin)
+		fault(origin == "*" || err == nil && isHTTPURL(origin) && u.Path+u.RawQuery+u.Fragment == "" && u.User == nil,
+			"S3_CORS_ORIGINS is %q: use origins such as https://pictures.example, with commas between them, or *", origin)
+	}
+	fault(len(c.CORSOrigins) <= maxCORSOrigins, "S3_CORS_ORIGINS is %d origins: use %d at most", len(c.CORSOrigins), maxCORSOrigins)
 	inRange := func(name string, value, low, high int) {
 		fault(low <= value && value <= high, "%s is %d: use %d to %d", name, value, low, high)
 	}
 	inRange("PRESIGNED_URL_EXPIRY_SECONDS", c.PresignExpirySeconds, 1, maxPresignExpirySeconds)
 	inRange("S3_RETENTION_DAYS", c.RetentionDays, 1, maxRetentionDays)
+	inRange("UPLOAD_URL_EXPIRY_SECONDS", c.UploadExpirySeconds, 1, maxUploadExpirySeconds)
+	inRange("UPLOAD_RETENTION_DAYS", c.UploadRetentionDays, 1, maxUploadRetentionDays)
 	inRange("S3_MAX_ATTEMPTS", c.MaxAttempts, 1, maxAttempts)
 	inRange("S3_MAX_IDLE_CONNS", c.MaxIdleConns, 1, maxIdleConns)
 	for name, d := range map[string]time.Duration{

@@ -287,6 +287,16 @@ func Python(t testing.TB) string {
 	return filepath.Join(build, "python", "bin", "python")
 }
 
+// Boto3 gives an interpreter that has Amazon's S3 client for Python.
+func Boto3(t testing.TB) string {
+	t.Helper()
+	build, err := install("boto3")
+	if err != nil {
+		t.Fatalf("boto3 for tests: %v", err)
+	}
+	return filepath.Join(build, "boto3", "bin", "python")
+}
+
 // JavaConsumer gives the jar of the example consumer, built of what is in the checkout.
 func JavaConsumer(t testing.TB) string {
 	t.Helper()
