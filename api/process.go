@@ -52,7 +52,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	}
 	s.OnSubmission(u.operations)
 	command := commands.Submit{
-		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: traceOf(r),
+		Tenant: tenantOf(r.Context()), RequestID: r.Header.Get(requestIDHeader), TraceParent: traceOf(r),
 		Operations: u.operations, Parameters: u.parameters,
 		Source: &events.Source{Sha256: hex.EncodeToString(u.file.sha256[:]), Bytes: u.file.size,
 			Width: int32(header.Width), Height: int32(header.Height), Format: header.Format},

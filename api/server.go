@@ -19,6 +19,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/pixtools/pixtools/internal/apikeys"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
@@ -34,8 +35,6 @@ const (
 	requestIDHeader = "X-Request-ID"
 	// longestRequestID, in bytes: a longer one, or one with odd characters, is replaced.
 	longestRequestID = 128
-	// defaultTenant owns every job until API keys tell tenants apart.
-	defaultTenant = "default"
 )
 
 // Config bounds the API.
@@ -190,7 +189,7 @@ func New(cfg Config, parts Parts) (*Server, error) {
 
 // HoldKeys takes the key that protects file names into memory, so that submissions go on
 // without the database from the first one on.
-func (s *Server) HoldKeys(ctx context.Context) error { return s.Keys.Hold(ctx, defaultTenant) }
+func (s *Server) HoldKeys(ctx context.Context) error { return s.Keys.Hold(ctx, apikeys.DefaultTenant) }
 
 // Spec is the OpenAPI document.
 func (s *Server) Spec() []byte { return s.spec }
@@ -214,7 +213,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// What the framework wraps around w hides the connection.
-	r = r.WithContext(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)))
+	r = r.WithContext(apikeys.With(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)), apikeys.Anyone()))
 	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
 }
 
