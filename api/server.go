@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/go-fuego/fuego"
+	"github.com/go-redis/redis_rate/v10"
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -78,6 +79,9 @@ type Config struct {
 	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824"`
 	// SpoolDir holds uploads while they arrive.
 	SpoolDir string `env:"SPOOL_DIR"`
+	// Auth says who may send requests; Keys what is known of their keys.
+	Auth AuthConfig
+	Keys apikeys.Config
 }
 
 // Validate names every value out of range.
@@ -115,7 +119,7 @@ func (c Config) Validate() error {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
 		}
 	}
-	return errors.Join(append(faults, c.Picture.Validate())...)
+	return errors.Join(append(faults, c.Picture.Validate(), c.Auth.Validate(), c.Keys.Validate())...)
 }
 
 // Parts is what the API works with.
@@ -131,6 +135,8 @@ type Parts struct {
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	Keys    *secrets.Keyring
+	// APIKeys says whose a key is; nil where none is asked for.
+	APIKeys *apikeys.Ring
 	LogID   [16]byte
 	// Partitions is how many the log has.
 	Partitions int
@@ -159,8 +165,13 @@ type Server struct {
 	// spooled counts the bytes that uploads in progress have on disk.
 	spooled atomic.Int64
 	watcher watcher
-	mux     *http.ServeMux
-	spec    []byte
+	limiter limiter
+	ownPage *http.CrossOriginProtection
+	// access says which scope a route needs, by its pattern; other routes are open.
+	access   map[string]apikeys.Scope
+	entrance http.Handler
+	mux      *http.ServeMux
+	spec     []byte
 }
 
 // New makes the server; it is an http.Handler.
@@ -176,20 +187,53 @@ func New(cfg Config, parts Parts) (*Server, error) {
 		fuego.WithErrorSerializer(s.sendError),
 	)
 	s.routes(f)
-	spec, err := describe(f)
-	if err != nil {
+	var err error
+	if s.access, err = accessOf(f.OpenAPI.Description()); err != nil {
 		return nil, err
 	}
-	s.spec, s.mux = spec, f.Mux
+	if s.spec, err = describe(f); err != nil {
+		return nil, err
+	}
+	if s.ownPage, err = ownPage(cfg.Auth); err != nil {
+		return nil, err
+	}
+	s.mux = f.Mux
+	s.limiter.Limiter = redis_rate.NewLimiter(parts.Redis)
+	s.entrance = s.crossOrigin(http.HandlerFunc(s.route))
 	if err := s.pages(); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// HoldKeys takes the key that protects file names into memory, so that submissions go on
-// without the database from the first one on.
-func (s *Server) HoldKeys(ctx context.Context) error { return s.Keys.Hold(ctx, apikeys.DefaultTenant) }
+// HoldKeys takes the API keys, and the keys that protect their tenants' file names, into memory,
+// so that submissions go on without the database from the first one on.
+func (s *Server) HoldKeys(ctx context.Context) error {
+	if s.APIKeys == nil {
+		return s.Keys.Hold(ctx, apikeys.DefaultTenant)
+	}
+	if err := s.APIKeys.Load(ctx); err != nil {
+		return err
+	}
+	for _, tenant := range s.APIKeys.Tenants() {
+		if err := s.Keys.Hold(ctx, tenant); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RefreshKeys goes on doing so until ctx is done.
+func (s *Server) RefreshKeys(ctx context.Context) error {
+	return s.APIKeys.Run(ctx, func(ctx context.Context) {
+		for _, tenant := range s.APIKeys.Tenants() {
+			if err := s.Keys.Hold(ctx, tenant); err != nil && ctx.Err() == nil {
+				s.Log.Warn("the key that protects a tenant's file names cannot be read", "tenant", tenant, "error", err)
+				return
+			}
+		}
+	})
+}
 
 // Spec is the OpenAPI document.
 func (s *Server) Spec() []byte { return s.spec }
@@ -208,12 +252,22 @@ func (s *Server) sendError(w http.ResponseWriter, r *http.Request, err error) {
 // ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	identify(w, r)
-	if _, pattern := s.mux.Handler(r); pattern == "" {
+	s.entrance.ServeHTTP(w, r)
+}
+
+func (s *Server) route(w http.ResponseWriter, r *http.Request) {
+	_, pattern := s.mux.Handler(r)
+	if pattern == "" {
 		s.unrouted(w, r).write(w)
 		return
 	}
+	who, err := s.enter(w, r, pattern)
+	if err != nil {
+		s.sendError(w, r, err)
+		return
+	}
 	// What the framework wraps around w hides the connection.
-	r = r.WithContext(apikeys.With(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)), apikeys.Anyone()))
+	r = r.WithContext(apikeys.With(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)), who))
 	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
 }
 

@@ -32,6 +32,7 @@ import (
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/handlers"
+	"github.com/pixtools/pixtools/internal/apikeys"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
@@ -117,6 +118,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return err
 		}
 		defer listener.Close()
+		cfg.API.Auth.Mode = authentication(cfg, listener.Addr())
 	}
 	if slices.Contains(roles, "ml") {
 		if err := checkModel(cfg.Denoise); err != nil {
@@ -227,7 +229,7 @@ func profile(ctx context.Context, group *errgroup.Group, address string) error {
 func listen(cfg config) (net.Listener, error) {
 	host := cfg.Host
 	if host == "" && cfg.needs() != (embedded.Needs{}) {
-		host = "127.0.0.1" // a laptop's PixTools has no keys yet: not for the network
+		host = "127.0.0.1" // a laptop's PixTools asks for no keys: not for the network
 	}
 	address := net.JoinHostPort(host, strconv.Itoa(cfg.Port))
 	listener, err := net.Listen("tcp", address)
@@ -235,6 +237,19 @@ func listen(cfg config) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot listen on %s: %w; stop what uses the port, or set PORT to another", address, err)
 	}
 	return listener, nil
+}
+
+// authentication says whether API keys are asked for, where API_AUTH does not: not of those on
+// the machine on which everything, or a part of it, runs embedded.
+func authentication(cfg config, address net.Addr) string {
+	tcp, ok := address.(*net.TCPAddr)
+	switch {
+	case cfg.API.Auth.Mode != "":
+		return cfg.API.Auth.Mode
+	case cfg.needs() != (embedded.Needs{}) && ok && tcp.IP.IsLoopback():
+		return api.AuthOff
+	}
+	return api.AuthKeys
 }
 
 // connect makes the clients of all parts, and reaches none of them yet.
@@ -386,6 +401,9 @@ func (s *services) announceSchemas(ctx context.Context) {
 
 func (s *services) prepareDatabase(ctx context.Context) error {
 	if err := secrets.Migrate(ctx, s.db); err != nil {
+		return err
+	}
+	if err := apikeys.Migrate(ctx, s.db); err != nil {
 		return err
 	}
 	return projections.Migrate(ctx, s.db, projections.Schema)
@@ -577,7 +595,11 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
 	}
-	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
+	var ring *apikeys.Ring
+	if s.cfg.API.Auth.Mode == api.AuthKeys {
+		ring = apikeys.NewRing(s.cfg.API.Keys, s.db, s.cfg.Read.QueryTimeout, s.log.With("role", "api"))
+	}
+	handler, err := api.New(s.cfg.API, api.Parts{APIKeys: ring, Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
 		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
@@ -591,9 +613,24 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	group.Go(func() error { return follower.Run(ctx) })
 	group.Go(func() error { return heard.Run(ctx) })
 	group.Go(func() error { return handler.WatchQueues(ctx) })
+	if ring != nil {
+		group.Go(func() error { return handler.RefreshKeys(ctx) })
+	}
 	entrance.leadTo(handler)
-	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
+	fmt.Printf("PixTools is at http://%s (%s)\n", shownAddress(listener.Addr().String()), s.access(listener.Addr()))
 	return nil
+}
+
+// access says who may use the API, and warns where that is everybody.
+func (s *services) access(address net.Addr) string {
+	if s.cfg.API.Auth.Mode == api.AuthKeys {
+		return "it asks for API keys: pixtools keys create"
+	}
+	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+		return "it asks for no API keys: whoever is on this machine may use it"
+	}
+	s.log.Warn("API_AUTH is off on an address of the network: whoever reaches it may read, submit and redrive everything; API_AUTH=keys asks for keys", "address", address.String())
+	return "it asks for no API keys: whoever reaches this address may use it"
 }
 
 // hurry tells those that denoise of a submission that asks for something quick.

@@ -156,7 +156,7 @@ func (s submission) send(ctx context.Context, file string) (accepted api.Accepte
 	}
 	request.ContentLength = int64(head.Len()) + info.Size() + int64(tail.Len())
 	request.Header.Set("Content-Type", contentType)
-	response, err := http.DefaultClient.Do(request)
+	response, err := sendWithKey(request)
 	if err != nil {
 		return accepted, "", ctx.Err() == nil, fmt.Errorf("cannot reach %s: %w", s.server, errors.Unwrap(err))
 	}
@@ -263,7 +263,7 @@ func (s submission) read(ctx context.Context, id, query string) (job api.Job, er
 	if err != nil {
 		return job, &finalError{err}
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := sendWithKey(request)
 	if err != nil {
 		return job, err
 	}
@@ -284,6 +284,9 @@ func refusal(response *http.Response) error {
 	var p api.Problem
 	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&p); err != nil || p.Detail == "" {
 		return fmt.Errorf("the server answered %s", response.Status)
+	}
+	if response.StatusCode == http.StatusUnauthorized {
+		p.Detail += " Set " + keyVariable + " to it."
 	}
 	return fmt.Errorf("%s (%s)", p.Detail, response.Status)
 }
