@@ -292,13 +292,20 @@ func connectionOf(r *http.Request) *http.ResponseController {
 
 // unrouted tells an unknown path from a known one asked with another method.
 func (s *Server) unrouted(w http.ResponseWriter, r *http.Request) *Problem {
-	var allowed []string
+	var allowed, exactly []string
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		other := r.Clone(r.Context())
 		other.Method = method
-		if _, pattern := s.mux.Handler(other); pattern != "" {
+		_, pattern := s.mux.Handler(other)
+		if pattern != "" {
 			allowed = append(allowed, method)
 		}
+		if pattern == method+" "+r.URL.Path {
+			exactly = append(exactly, method)
+		}
+	}
+	if len(exactly) > 0 { // what is named in full is not meant as a parameter
+		allowed = exactly
 	}
 	if len(allowed) > 0 {
 		list := strings.Join(allowed, ", ")

@@ -41,6 +41,7 @@ function sendOnce(file, operations, parameters, key, progress) {
     });
     request.addEventListener("load", () => {
       reached(true);
+      if (request.status === 401) window.dispatchEvent(new CustomEvent("signed-out"));
       if (request.status === 202) resolve({ job: request.response.job_id, position: request.getResponseHeader("Pixtools-Position") ?? "" });
       else reject(faultOf(request.status, request.response, (name) => request.getResponseHeader(name)));
     });
