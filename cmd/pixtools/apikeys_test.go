@@ -254,6 +254,7 @@ func otherTenants(t *testing.T, p *program) {
 	mine, _ := p.newKey("mine", "submit,read")
 	others, _ := p.newKey("others", "submit,read")
 	operator, _ := p.newKey("operators", "operate")
+	thirds, _ := p.newKey("thirds", "submit,read")
 	image := file("a.png", "image/png", pngOf(t, picture(8, 8)))
 	submitted := p.submitAs(mine, image, field("operations", `["webp"]`), field("idempotency_key", "same"))
 	require.Equal(t, http.StatusAccepted, submitted.status, "%s", submitted.body)
@@ -318,10 +319,10 @@ func otherTenants(t *testing.T, p *program) {
 	sameKey := func(t *testing.T, _, _ string) {
 		conflict := p.submitAs(mine, image, field("operations", `["avif"]`), field("idempotency_key", "same"))
 		require.Equal(t, http.StatusUnprocessableEntity, conflict.status, "the test's own assumption")
-		a := p.submitAs(others, image, field("operations", `["avif"]`), field("idempotency_key", "same"))
+		a := p.submitAs(thirds, image, field("operations", `["avif"]`), field("idempotency_key", "same"))
 		require.Equal(t, http.StatusAccepted, a.status, "%s", a.body)
 		require.NotEqual(t, id, a.accepted)
-		p.endedAs(others, a.accepted)
+		p.endedAs(thirds, a.accepted)
 		require.Equal(t, http.StatusNotFound, p.demand(http.MethodGet, "/api/jobs/"+a.accepted, "X-API-Key", mine).status)
 	}
 	// Dead letters, queues and activity are the installation's, and say so.
