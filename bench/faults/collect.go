@@ -27,6 +27,11 @@ import (
 	"github.com/pixtools/pixtools/internal/sniff"
 )
 
+// openAtMost bounds how long a transaction may stay open once nothing is broken any more.
+// A broker looks every 10 s for those that outlived their timeout, which is 10 s for us.
+// Meanwhile consumers of committed records stand still.
+const openAtMost = time.Minute
+
 // ends are a topic's ends, when no transaction is open.
 func (p *parts) ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	client, err := p.client()
@@ -35,6 +40,8 @@ func (p *parts) ends(ctx context.Context, topic string) (map[int32]int64, error)
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
+	ctx, cancel := context.WithTimeout(ctx, openAtMost)
+	defer cancel()
 	for {
 		stable, err := admin.ListCommittedOffsets(ctx, topic)
 		if err == nil {
@@ -56,7 +63,7 @@ func (p *parts) ends(ctx context.Context, topic string) (map[int32]int64, error)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("%d partitions have an open transaction", open), err)
+			return nil, errors.Join(fmt.Errorf("%d partitions of %s still have an open transaction, %s after the load", open, topic, openAtMost), err)
 		case <-time.After(200 * time.Millisecond): // before the next look
 		}
 	}
