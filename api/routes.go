@@ -192,8 +192,7 @@ func describe(f *fuego.Server) ([]byte, error) {
 	doc.Paths.Value("/api/dead-letters/redrive").Post.RequestBody = jsonBody("Which dead letters", Selection{}, true)
 	doc.Paths.Value("/api/dead-letters/discard").Post.RequestBody = jsonBody("Which dead letters, and why", DiscardRequest{}, true)
 	for _, op := range []*openapi3.Operation{post, cancel, retry} {
-		op.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
-			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query. Absent where the job was in the log before", Schema: text.NewRef()}}}}
+		tellHeader(op.Responses.Value("202").Value, PositionHeader, "Position of the event; pass it as after= to a query. Absent where the job was in the log before")
 	}
 	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
@@ -233,6 +232,26 @@ func guard(doc *openapi3.T, op *openapi3.Operation) {
 		op.AddResponse(code, openapi3.NewResponse().WithDescription(what).WithContent(openapi3.NewContentWithSchemaRef(
 			openapi3.NewSchemaRef("#/components/schemas/Problem", doc.Components.Schemas["Problem"].Value), []string{"application/problem+json"})))
 	}
+	for status, response := range op.Responses.Map() {
+		switch {
+		case status == "401" || status == "403":
+			tellHeader(response.Value, "WWW-Authenticate", "How to send a key, and which scope it lacks (RFC 6750)")
+		case status == "429":
+			tellHeader(response.Value, "Retry-After", "Seconds")
+		}
+		if status < "300" || status == "429" {
+			tellHeader(response.Value, rateLimitHeader, "What is left to the key, of draft-ietf-httpapi-ratelimit-headers-10: r requests, all of them again in t seconds; absent where nothing is counted")
+			tellHeader(response.Value, rateLimitPolicyHeader, "The limit: q requests in w seconds")
+		}
+	}
+}
+
+// tellHeader describes a header of an answer.
+func tellHeader(response *openapi3.Response, name, description string) {
+	if response.Headers == nil {
+		response.Headers = openapi3.Headers{}
+	}
+	response.Headers[name] = &openapi3.HeaderRef{Value: &openapi3.Header{Parameter: openapi3.Parameter{Description: description, Schema: openapi3.NewStringSchema().NewRef()}}}
 }
 
 // securitySchemes are the ways to show a key.

@@ -124,6 +124,14 @@ func keyCommands(t *testing.T, p *program) {
 	}
 	require.Equal(t, http.StatusOK, p.demand(http.MethodGet, "/api/jobs", "X-API-Key", key).status, "a key that was made a moment ago")
 
+	picture := saved(t, "a.png", pngOf(t, picture(8, 8)))
+	submitted, complaints, status := p.with("PIXTOOLS_API_KEY="+key).command("submit", "--server", p.base, "--ops", "webp", "--wait", picture)
+	require.Zero(t, status, complaints)
+	require.NotEmpty(t, submitted)
+	_, complaints, status = p.command("submit", "--server", p.base, "--ops", "webp", picture)
+	require.NotZero(t, status)
+	require.Contains(t, complaints, "PIXTOOLS_API_KEY", "what to do")
+
 	// By its id, or by the key that was found somewhere.
 	for _, name := range []string{other, key} {
 		out, complaints, status := p.command("keys", "revoke", name)
