@@ -138,6 +138,14 @@ func (s *Server) routes(f *fuego.Server) {
 	fuego.Get(f, "/api/activity", s.activity,
 		needs(apikeys.Operate), fuego.OptionOperationID("activity"), fuego.OptionSummary("What happened in the last hour"),
 		fuego.OptionOverrideDescription("For operators: jobs accepted, results by operation and failures by kind, as the log tells them since this process started."))
+	fuego.Get(f, "/api/lag", s.lag,
+		needs(apikeys.Operate), fuego.OptionOperationID("lag"), fuego.OptionSummary("How far consumer groups are behind"),
+		fuego.OptionOverrideDescription("For operators: of each group that follows the log, how many records it has not passed, and how old the oldest of them is."),
+		problems(503))
+	fuego.Get(f, "/api/read-models", s.readModels,
+		needs(apikeys.Operate), fuego.OptionOperationID("readModels"), fuego.OptionSummary("Which read models there are"),
+		fuego.OptionOverrideDescription("For operators: the live one and those that replays have made beside it, and how far a replay is that is at work."),
+		problems(503))
 	fuego.Get(f, "/api/session", s.session, needs(anyScope), fuego.OptionOperationID("session"), fuego.OptionSummary("Whose requests these are"),
 		fuego.OptionOverrideDescription("Tenant and scopes of the key or the session; signed_in is false where there is none."), problems(401, 503))
 	fuego.Post(f, "/api/session", s.signIn, needs(anyScope), fuego.OptionOperationID("signIn"), fuego.OptionSummary("Sign a browser in"),

@@ -134,7 +134,9 @@ type Parts struct {
 	Progress    *progress.Listener
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
-	Keys    *secrets.Keyring
+	// Lags tells how far the groups that follow the log are behind.
+	Lags func(ctx context.Context) (kafka.Lags, error)
+	Keys *secrets.Keyring
 	// APIKeys says whose a key is; nil where none is asked for.
 	APIKeys *apikeys.Ring
 	LogID   [16]byte

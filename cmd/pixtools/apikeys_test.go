@@ -348,6 +348,7 @@ func otherTenants(t *testing.T, p *program) {
 		"GET /api/jobs": listed, "GET /api/jobs/totals": listed, "GET /api/usage": used, "POST /api/process": sameKey,
 		"GET /api/dead-letters": ofOperators, "GET /api/dead-letters/{id}": ofOperators, "POST /api/dead-letters/redrive": ofOperators,
 		"POST /api/dead-letters/discard": ofOperators, "GET /api/queues": ofOperators, "GET /api/activity": ofOperators,
+		"GET /api/lag": ofOperators, "GET /api/read-models": ofOperators,
 		"GET /api/session": nobodysBusiness, "POST /api/session": nobodysBusiness, "DELETE /api/session": nobodysBusiness,
 		"GET /api/health": nobodysBusiness, "GET /api/livez": nobodysBusiness, "GET /api/readyz": nobodysBusiness,
 	}

@@ -58,6 +58,7 @@ type config struct {
 	Engine      engine.Config
 	Denoise     denoiser.Config
 	Kafka       kafka.Config
+	Lag         kafka.LagConfig
 	Read        projections.Config
 	Registry    registry.Config
 	Replay      projections.ReplayConfig
@@ -134,7 +135,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Lag, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}
