@@ -54,7 +54,7 @@ func keysCreate() *cobra.Command {
 			"is lost is revoked, and another made.\n\n" +
 			"  submit   submit pictures, cancel and retry jobs of the tenant\n" +
 			"  read     read jobs, histories and usage of the tenant\n" +
-			"  operate  dead letters, queues and activity of the whole installation, whose ever the jobs are;\n" +
+			"  operate  dead letters, queues, lag and more of the whole installation, whose ever the jobs are;\n" +
 			"           for those who run it, and for no tenant\n\n" +
 			"A scope implies none of the others.",
 		Example: "  pixtools keys create --tenant acme --scope submit,read --name 'web shop' --expires 2160h",
