@@ -35,18 +35,20 @@ const (
 
 // AuthConfig says who may send requests, from where, and how many.
 type AuthConfig struct {
-	// Mode is keys or off. Empty: off where parts run embedded and the address is loopback,
-	// else keys.
-	Mode string `env:"API_AUTH"`
+	// Mode says whether API keys are asked for.
+	Mode string `env:"API_AUTH" derived:"off where a part is embedded and the address is a loopback one, else keys" range:"keys, off" example:"keys"`
 	// SessionTTL is how long a browser keeps what it was signed in with.
-	SessionTTL time.Duration `env:"API_SESSION_TTL" envDefault:"12h"`
-	// SubmitsPerMinute and ReadsPerMinute bound the requests of one key that change something,
-	// and those that do not; 0: no limit.
-	SubmitsPerMinute int `env:"RATE_LIMIT_SUBMITS_PER_MINUTE" envDefault:"1200"`
-	ReadsPerMinute   int `env:"RATE_LIMIT_READS_PER_MINUTE" envDefault:"12000"`
-	// Origins are those whose pages may read answers, such as https://shop.example; none by
-	// default.
-	Origins []string `env:"CORS_ORIGINS"`
+	// Beyond it: the page asks for the key again.
+	SessionTTL time.Duration `env:"API_SESSION_TTL" envDefault:"12h" range:"1m to 720h"`
+	// SubmitsPerMinute bounds the requests of one key in a minute that change something; 0 is no limit.
+	// Beyond it: 429 with Retry-After.
+	SubmitsPerMinute int `env:"RATE_LIMIT_SUBMITS_PER_MINUTE" envDefault:"1200" range:"0 to 1000000" unit:"requests"`
+	// ReadsPerMinute bounds the requests of one key in a minute that change nothing; 0 is no limit.
+	// Beyond it: 429 with Retry-After.
+	ReadsPerMinute int `env:"RATE_LIMIT_READS_PER_MINUTE" envDefault:"12000" range:"0 to 1000000" unit:"requests"`
+	// Origins are those whose pages may read answers, exactly as a browser sends them.
+	// Beyond it: a page of another origin hears nothing.
+	Origins []string `env:"CORS_ORIGINS" example:"https://shop.example"`
 }
 
 // Validate names every value out of range.

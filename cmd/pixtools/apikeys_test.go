@@ -333,6 +333,22 @@ func otherTenants(t *testing.T, p *program) {
 		p.endedAs(thirds, a.accepted)
 		require.Equal(t, http.StatusNotFound, p.demand(http.MethodGet, "/api/jobs/"+a.accepted, "X-API-Key", mine).status)
 	}
+	uploaded := func(t *testing.T, _, path string) {
+		request, err := http.NewRequestWithContext(within(t), http.MethodPost, p.base+path, strings.NewReader(`{"content_type":"image/png","bytes":100}`))
+		require.NoError(t, err)
+		a := p.answered(request, "X-API-Key", mine)
+		require.Equal(t, http.StatusOK, a.status, "%s", a.body)
+		var signed api.Upload
+		require.NoError(t, json.Unmarshal(a.body, &signed))
+		told := map[string]string{}
+		for _, token := range []string{signed.Upload, "aaaa"} {
+			a := p.submitAs(thirds, field("upload", token), field("operations", `["webp"]`))
+			require.Equal(t, http.StatusNotFound, a.status, "%s", a.body)
+			told[token] = string(a.body)
+		}
+		require.Equal(t, told["aaaa"], told[signed.Upload])
+		require.NotEqual(t, told["aaaa"], string(p.submitAs(mine, field("upload", signed.Upload), field("operations", `["webp"]`)).body), "the test's own assumption")
+	}
 	// Dead letters, queues and activity are the installation's, and say so.
 	ofOperators := func(t *testing.T, method, path string) {
 		path = strings.Replace(path, "{id}", nobodys, 1)
@@ -345,7 +361,7 @@ func otherTenants(t *testing.T, p *program) {
 	routes := map[string]func(t *testing.T, method, path string){
 		"GET /api/jobs/{job_id}": ofAJob, "GET /api/jobs/{job_id}/events": ofAJob, "GET /api/jobs/{job_id}/stream": ofAJob,
 		"POST /api/jobs/{job_id}/cancel": ofAJob, "POST /api/jobs/{job_id}/retry": ofAJob,
-		"GET /api/jobs": listed, "GET /api/jobs/totals": listed, "GET /api/usage": used, "POST /api/process": sameKey,
+		"GET /api/jobs": listed, "GET /api/jobs/totals": listed, "GET /api/usage": used, "POST /api/process": sameKey, "POST /api/uploads": uploaded,
 		"GET /api/dead-letters": ofOperators, "GET /api/dead-letters/{id}": ofOperators, "POST /api/dead-letters/redrive": ofOperators,
 		"POST /api/dead-letters/discard": ofOperators, "GET /api/queues": ofOperators, "GET /api/activity": ofOperators,
 		"GET /api/lag": ofOperators, "GET /api/read-models": ofOperators,

@@ -36,7 +36,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(), keysCommand(), openapiCommand())
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(), keysCommand(), configCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

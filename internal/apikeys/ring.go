@@ -19,15 +19,18 @@ import (
 type Config struct {
 	// RefreshInterval is how often the valid keys are read: a revoked one works no longer than
 	// this and one query more, while PostgreSQL answers.
-	RefreshInterval time.Duration `env:"API_KEY_REFRESH_INTERVAL" envDefault:"5s"`
+	RefreshInterval time.Duration `env:"API_KEY_REFRESH_INTERVAL" envDefault:"5s" range:"100ms to 10m"`
 	// OfflineTTL is how long known keys go on working while PostgreSQL does not answer, revoked
 	// ones, too.
-	OfflineTTL time.Duration `env:"API_KEY_OFFLINE_TTL" envDefault:"24h"`
+	// Beyond it: 503 with Retry-After.
+	OfflineTTL time.Duration `env:"API_KEY_OFFLINE_TTL" envDefault:"24h" range:"API_KEY_REFRESH_INTERVAL to 720h"`
 	// MaxKeys bounds the valid keys, which each API process has in memory.
-	MaxKeys int `env:"API_KEYS_MAX" envDefault:"10000"`
+	// Beyond it: `pixtools keys create` refuses.
+	MaxKeys int `env:"API_KEYS_MAX" envDefault:"10000" range:"1 to 100000" unit:"keys"`
 	// MaxLookups bounds the keys that PostgreSQL is asked for at once, since they are not in
-	// memory; one more is answered 503.
-	MaxLookups int `env:"API_KEY_MAX_LOOKUPS" envDefault:"8"`
+	// memory.
+	// Beyond it: 503 with Retry-After.
+	MaxLookups int `env:"API_KEY_MAX_LOOKUPS" envDefault:"8" range:"1 to 1000" unit:"queries"`
 }
 
 // Validate names every value out of range.
