@@ -165,7 +165,7 @@ func (s *Server) sender(w http.ResponseWriter, r *http.Request) (apikeys.Identit
 	case errors.Is(err, apikeys.ErrRevoked):
 		what = "This API key was revoked."
 	}
-	s.Log.Info("an API key was refused", "key", shown.ID, "request", r.Header.Get(requestIDHeader), "reason", err)
+	s.Log.InfoContext(r.Context(), "an API key was refused", "key", shown.ID, "reason", err)
 	challenge(w, `error="invalid_token"`)
 	return apikeys.Identity{}, problem(http.StatusUnauthorized, what+" `pixtools keys create` makes another.")
 }
@@ -185,7 +185,7 @@ func (s *Server) sessionSender(w http.ResponseWriter, r *http.Request) (apikeys.
 		return who, unavailable("The session cannot be checked: its key is not in memory, and the database cannot be asked now.", err)
 	}
 	if err != nil {
-		s.Log.Info("a session has ended", "key", shown.ID, "request", r.Header.Get(requestIDHeader), "reason", err)
+		s.Log.InfoContext(r.Context(), "a session has ended", "key", shown.ID, "reason", err)
 		setSession(w, r, "", forget)
 		return apikeys.Identity{}, nil
 	}

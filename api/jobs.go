@@ -93,7 +93,7 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	}
 	var ended <-chan struct{}
 	if patience > 0 {
-		leave, err := take(s.waits, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
+		leave, err := take(s.waits, waitsOpen, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
 		if err != nil {
 			return Job{}, err
 		}
@@ -273,7 +273,7 @@ func (s *Server) partitionOf(jobID string) int32 {
 func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 	name, err := s.Keys.Open(ctx, state.GetId(), state.GetFileName())
 	if err != nil {
-		s.Log.Warn("file name cannot be opened; links go without it", "job", state.GetId(), "error", err)
+		s.Log.WarnContext(ctx, "file name cannot be opened; links go without it", "error", err)
 	}
 	job, told := jobOf(state), s.progress(ctx, state)
 	if job.Source.Name = name; !state.GetSourceExpired() {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +25,7 @@ import (
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/sniff"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -194,9 +194,10 @@ type Server struct {
 	limiter limiter
 	ownPage *http.CrossOriginProtection
 	// access says which scope a route needs, by its pattern; other routes are open.
-	access   map[string]apikeys.Scope
+	access map[string]apikeys.Scope
+	mux    *http.ServeMux
+	// entrance is serve, with a span around it where spans are sent.
 	entrance http.Handler
-	mux      *http.ServeMux
 	spec     []byte
 }
 
@@ -225,10 +226,12 @@ func New(cfg Config, parts Parts) (*Server, error) {
 	}
 	s.mux = f.Mux
 	s.limiter.Limiter = redis_rate.NewLimiter(parts.Redis)
-	s.entrance = s.crossOrigin(http.HandlerFunc(s.route))
+	spoolLimit.Set(float64(cfg.MaxSpoolBytes))
 	if err := s.pages(); err != nil {
 		return nil, err
 	}
+	s.mux.Handle("GET "+telemetry.MetricsPath, telemetry.Metrics())
+	s.entrance = traced(s.crossOrigin(http.HandlerFunc(s.serve)))
 	return s, nil
 }
 
@@ -270,36 +273,38 @@ func (s *Server) sendError(w http.ResponseWriter, r *http.Request, err error) {
 		return // nobody is there to be told, and it is no fault of ours
 	}
 	if p.Status >= http.StatusInternalServerError {
-		s.Log.Error("request failed", "request", r.Header.Get(requestIDHeader), "path", r.URL.Path, "status", p.Status, "error", errors.Join(p.cause, err))
+		s.Log.ErrorContext(r.Context(), "request failed", "route", routeOf(r.Pattern), "status", p.Status, "error", errors.Join(p.cause, err))
 	}
 	p.write(w)
 }
 
 // ServeHTTP answers a request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	identify(w, r)
-	s.entrance.ServeHTTP(w, r)
-}
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.entrance.ServeHTTP(w, r) }
 
-func (s *Server) route(w http.ResponseWriter, r *http.Request) {
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	id := identify(w, r)
 	_, pattern := s.mux.Handler(r)
-	if pattern == "" {
-		s.unrouted(w, r).write(w)
-		return
-	}
-	who, err := s.enter(w, r, pattern)
-	if err != nil {
-		s.sendError(w, r, err)
-		return
-	}
+	ctx := telemetry.With(telemetry.OfRequest(r.Context(), r.Header), telemetry.About{RequestID: id, JobID: jobIn(pattern, r.URL.Path)})
+	q := &quiet{ResponseWriter: w}
 	// What the framework wraps around w hides the connection.
-	r = r.WithContext(apikeys.With(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)), who))
-	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
+	seen := &request{connection: http.NewResponseController(w)}
+	r = r.WithContext(context.WithValue(ctx, requestKey{}, seen))
+	defer s.observe(r, seen, pattern, q)()
+	if pattern == "" {
+		s.unrouted(q, r).write(q)
+		return
+	}
+	who, err := s.enter(q, r, pattern)
+	if err != nil {
+		s.sendError(q, r, err)
+		return
+	}
+	s.mux.ServeHTTP(q, r.WithContext(apikeys.With(r.Context(), who)))
 }
 
 // identify gives a request its id, and its answer the headers of all.
-func identify(w http.ResponseWriter, r *http.Request) {
-	id := r.Header.Get(requestIDHeader)
+func identify(w http.ResponseWriter, r *http.Request) (id string) {
+	id = r.Header.Get(requestIDHeader)
 	if !plain(id) {
 		id = uuid.NewString()
 		r.Header.Set(requestIDHeader, id)
@@ -307,13 +312,21 @@ func identify(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(requestIDHeader, id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
+	return id
 }
 
-type connectionKey struct{}
+type requestKey struct{}
+
+// request is what goes with a request beside its context's ids.
+type request struct {
+	connection *http.ResponseController
+	// jobID is that of the job that it made, or empty.
+	jobID string
+}
 
 // connectionOf reaches the request's connection: its deadlines, and what is buffered.
 func connectionOf(r *http.Request) *http.ResponseController {
-	return r.Context().Value(connectionKey{}).(*http.ResponseController)
+	return r.Context().Value(requestKey{}).(*request).connection
 }
 
 // unrouted tells an unknown path from a known one asked with another method.
@@ -341,17 +354,6 @@ func (s *Server) unrouted(w http.ResponseWriter, r *http.Request) *Problem {
 	return problem(http.StatusNotFound, "There is nothing at "+r.URL.Path+"; see /docs")
 }
 
-// traceParent is the form of the W3C's header, version 00.
-var traceParent = regexp.MustCompile("^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
-
-// traceOf is the caller's trace context; what is none does not get into the log.
-func traceOf(r *http.Request) string {
-	if t := r.Header.Get("traceparent"); traceParent.MatchString(t) {
-		return t
-	}
-	return ""
-}
-
 // plain says whether text may be echoed as a request id.
 func plain(text string) bool {
 	for _, c := range []byte(text) {
@@ -367,11 +369,14 @@ func plain(text string) bool {
 type quiet struct {
 	http.ResponseWriter
 	begun bool
+	// status and bytes are what was answered.
+	status int
+	bytes  int64
 }
 
 func (q *quiet) WriteHeader(status int) {
 	if !q.begun {
-		q.begun = true
+		q.begun, q.status = true, status
 		for _, h := range []string{"X-Powered-By", "Trailer", "Server-Timing"} {
 			q.Header().Del(h)
 		}
@@ -383,7 +388,9 @@ func (q *quiet) Write(b []byte) (int, error) {
 	if !q.begun {
 		q.WriteHeader(http.StatusOK)
 	}
-	return q.ResponseWriter.Write(b)
+	n, err := q.ResponseWriter.Write(b)
+	q.bytes += int64(n)
+	return n, err
 }
 
 // Unwrap lets http.ResponseController reach the connection.

@@ -37,7 +37,7 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	leave, err := take(s.streams, fmt.Sprintf("%d streams are open, the limit (MAX_STREAMS); ask with wait= instead, or try again shortly", s.cfg.MaxStreams))
+	leave, err := take(s.streams, streamsOpen, fmt.Sprintf("%d streams are open, the limit (MAX_STREAMS); ask with wait= instead, or try again shortly", s.cfg.MaxStreams))
 	if err != nil {
 		return err
 	}

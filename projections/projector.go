@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // Projector applies the log to the read model.
@@ -32,6 +34,8 @@ type Projector struct {
 	logID [16]byte
 	// beside says that another schema than the live one is written: nobody waits for it.
 	beside bool
+	// client is that of the session under way, for those who ask how we are.
+	client atomic.Pointer[kgo.Client]
 }
 
 // NewProjector makes a projector of the log whose topic id is logID; opts must
@@ -93,6 +97,8 @@ func (p *Projector) session(ctx context.Context) error {
 		return err
 	}
 	defer client.CloseAllowingRebalance()
+	p.client.Store(client)
+	defer p.client.Store(nil)
 	for {
 		polling, cancel := context.WithTimeout(ctx, lookEvery)
 		fetches := client.PollRecords(polling, p.cfg.BatchRecords)
@@ -221,6 +227,8 @@ func (s *session) settle(ctx context.Context) error {
 func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 	moved := map[int32]int64{}
 	var batch []located
+	var records []*kgo.Record // of the batch
+	begun := time.Now()
 	fetches.EachRecord(func(r *kgo.Record) {
 		if r.Offset < s.next[r.Partition] {
 			return
@@ -234,9 +242,10 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		case errors.Is(err, events.ErrUnknownType): // a newer version's: nothing of it is shown
 		case bug.On("projector-skips-event") && r.Offset%20 == 0:
 		case err != nil:
-			s.log.Error("projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
+			s.log.ErrorContext(aboutJob(string(r.Key)), "projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		default:
 			batch = append(batch, located{Event: e, offset: r.Offset})
+			records = append(records, r)
 		}
 	})
 	if len(moved) == 0 {
@@ -269,6 +278,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		}
 		return tell(ctx, tx, moved, changed)
 	})
+	s.applied(batch, records, begun, err)
 	if err != nil {
 		return err
 	}
@@ -351,7 +361,7 @@ func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located, used led
 func foldOne(log *slog.Logger, before *events.Job, e events.Event) (after *events.Job) {
 	defer func() {
 		if p := recover(); p != nil {
-			log.Error("projector passes over an event that panics", "job", e.JobID, "event", e.ID, "error", p, "stack", string(debug.Stack()))
+			log.ErrorContext(telemetry.OfEvent(context.Background(), e), "projector passes over an event that panics", "event", e.ID, "error", p, "stack", string(debug.Stack()))
 			after = before
 		}
 	}()

@@ -21,6 +21,7 @@ import (
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/registry"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
@@ -73,9 +74,6 @@ type config struct {
 	// parts. It is more than KAFKA_CONSUMER_CLOSE_TIMEOUT.
 	// Beyond it: they are cut off.
 	StopTimeout time.Duration `env:"STOP_TIMEOUT" envDefault:"25s" range:"1s or more"`
-	// PprofAddr is where Go profiles are served below `/debug/pprof/`, for instance 127.0.0.1:6060.
-	// Empty: nowhere.
-	PprofAddr string `env:"PPROF_ADDR"`
 	// LogLevel is the least that is logged, as JSON on standard error.
 	// Beyond it: the program ends.
 	LogLevel string `env:"LOG_LEVEL" envDefault:"warn" range:"debug, info, warn, error" example:"info"`
@@ -115,6 +113,8 @@ type config struct {
 	Again processors.AgainConfig
 	// Reprocessing
 	Reprocess processors.ReprocessConfig
+	// Telemetry
+	Telemetry telemetry.Config
 }
 
 // loadConfig reads the environment and reports every fault in it at once.

@@ -77,7 +77,7 @@ func keysCreate() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.ErrOrStderr(), "key %s of tenant %s may %s, and %s. It is shown this once:\n", k.ID, k.Tenant, joined(k.Scopes), ending(k))
+				fmt.Fprintf(cmd.ErrOrStderr(), "key %s of tenant %s may %s, and %s. It is shown this once:\n", k.ID, k.Tenant, scopeList(k.Scopes), ending(k))
 				fmt.Fprintln(cmd.OutOrStdout(), text)
 				return nil
 			})
@@ -96,7 +96,7 @@ func keysCreate() *cobra.Command {
 	return cmd
 }
 
-func joined(scopes []apikeys.Scope) string {
+func scopeList(scopes []apikeys.Scope) string {
 	var words []string
 	for _, scope := range scopes {
 		words = append(words, string(scope))
@@ -138,7 +138,7 @@ func keysList() *cobra.Command {
 				table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 				fmt.Fprintln(table, "ID\tTENANT\tNAME\tSCOPES\tSTATE\tCREATED\tEXPIRES\tREVOKED\tLAST USED")
 				for _, k := range keys {
-					fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Tenant, k.Name, joined(k.Scopes), k.State(now),
+					fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Tenant, k.Name, scopeList(k.Scopes), k.State(now),
 						minute(&k.CreatedAt), minute(k.ExpiresAt), minute(k.RevokedAt), minute(k.LastUsedAt))
 				}
 				return table.Flush()
