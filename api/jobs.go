@@ -141,7 +141,7 @@ func jobID(asked string) (string, error) {
 
 // find reads a job, also one that was submitted just now; a *Problem where there is none.
 func (s *Server) find(ctx context.Context, id string) (*events.Job, error) {
-	state, err := s.Reader.Job(ctx, defaultTenant, id)
+	state, err := s.Reader.Job(ctx, tenantOf(ctx), id)
 	if errors.Is(err, projections.ErrNotFound) {
 		state, err = s.lookAgain(ctx, id)
 	}
@@ -214,25 +214,42 @@ func (s *Server) findLatest(ctx context.Context, id string) (*events.Job, error)
 	return s.found(id, state, err)
 }
 
+// findOfAnyTenant is findLatest for operators.
+func (s *Server) findOfAnyTenant(ctx context.Context, id string) (*events.Job, error) {
+	if err := s.passEnd(ctx, s.partitionOf(id)); err != nil {
+		return nil, err
+	}
+	state, err := s.Reader.JobOfAnyTenant(ctx, id)
+	return s.found(id, state, err)
+}
+
 // lookAgain waits until the projection has passed the end that the job's partition has
 // now, and then reads the job. So a job that the read model does not know is found as soon
-// as its submission was answered, with no token at all.
+// as its submission was answered, with no token at all. Another tenant's job is looked for
+// just as long as one that nobody has.
 func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) {
-	partition := s.partitionOf(id)
+	if err := s.passEnd(ctx, s.partitionOf(id)); err != nil {
+		return nil, err
+	}
+	return s.Reader.Job(ctx, tenantOf(ctx), id)
+}
+
+// passEnd waits until the projection has passed the end that a partition has now.
+func (s *Server) passEnd(ctx context.Context, partition int32) error {
 	ends, err := s.ends(ctx)
 	if err != nil {
-		return nil, unavailable("Kafka does not tell how long the log is.", err)
+		return unavailable("Kafka does not tell how long the log is.", err)
 	}
 	end, ok := ends.Lookup(events.Topic, partition)
 	if !ok || end.Err != nil {
-		return nil, unavailable("Kafka does not tell how long the log is.", end.Err)
+		return unavailable("Kafka does not tell how long the log is.", end.Err)
 	}
 	if end.Offset > 0 {
 		if err := s.Reader.Wait(ctx, partition, end.Offset-1); err != nil {
-			return nil, unavailable("The read model has not caught up with the log yet.", err)
+			return unavailable("The read model has not caught up with the log yet.", err)
 		}
 	}
-	return s.Reader.Job(ctx, defaultTenant, id)
+	return nil
 }
 
 // ends is where the log ends now: the high watermarks, not the last stable offsets, since

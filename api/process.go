@@ -47,7 +47,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	defer u.Close()
 	if u.file != nil {
 		u.source = s.received(u.file)
-	} else if u.source, err = s.stored(r.Context(), u, defaultTenant); err != nil {
+	} else if u.source, err = s.stored(r.Context(), u, tenantOf(r.Context())); err != nil {
 		return Accepted{}, err
 	}
 	header, err := s.sniff(u.source)
@@ -63,7 +63,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, err
 	}
 	command := commands.Submit{
-		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: telemetry.TraceParent(r.Context()),
+		Tenant: tenantOf(r.Context()), RequestID: r.Header.Get(requestIDHeader), TraceParent: telemetry.TraceParent(r.Context()),
 		Operations: u.operations, Parameters: u.parameters,
 		Source: &events.Source{Sha256: hex.EncodeToString(sum[:]), Bytes: u.source.size,
 			Width: int32(header.Width), Height: int32(header.Height), Format: header.Format},

@@ -33,6 +33,7 @@ import (
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/handlers"
+	"github.com/pixtools/pixtools/internal/apikeys"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/embedded"
@@ -130,6 +131,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return err
 		}
 		defer listener.Close()
+		cfg.API.Auth.Mode = authentication(cfg, listener.Addr())
 	}
 	if slices.Contains(roles, "ml") {
 		if err := checkModel(cfg.Denoise); err != nil {
@@ -237,6 +239,19 @@ func listen(cfg config) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot listen on %s: %w; stop what uses the port, or set PORT to another", address, err)
 	}
 	return listener, nil
+}
+
+// authentication says whether API keys are asked for, where API_AUTH does not: not of those on
+// the machine on which everything, or a part of it, runs embedded.
+func authentication(cfg config, address net.Addr) string {
+	tcp, ok := address.(*net.TCPAddr)
+	switch {
+	case cfg.API.Auth.Mode != "":
+		return cfg.API.Auth.Mode
+	case cfg.needs() != (embedded.Needs{}) && ok && tcp.IP.IsLoopback():
+		return api.AuthOff
+	}
+	return api.AuthKeys
 }
 
 // connect makes the clients of all parts, and reaches none of them yet.
@@ -395,6 +410,9 @@ func (s *services) announceSchemas(ctx context.Context) {
 
 func (s *services) prepareDatabase(ctx context.Context) error {
 	if err := secrets.Migrate(ctx, s.db); err != nil {
+		return err
+	}
+	if err := apikeys.Migrate(ctx, s.db); err != nil {
 		return err
 	}
 	return projections.Migrate(ctx, s.db, projections.Schema)
@@ -643,7 +661,11 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err := prometheus.Register(lagMetrics{lags}); err != nil {
 		return err
 	}
-	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
+	var ring *apikeys.Ring
+	if s.cfg.API.Auth.Mode == api.AuthKeys {
+		ring = apikeys.NewRing(s.cfg.API.Keys, s.db, s.cfg.Read.QueryTimeout, s.log.With("role", "api"))
+	}
+	handler, err := api.New(s.cfg.API, api.Parts{APIKeys: ring, Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
 		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(),
 		Webhooks: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh), Outside: outside, LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
@@ -660,6 +682,9 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	group.Go(func() error { return heard.Run(ctx) })
 	group.Go(func() error { return handler.WatchQueues(ctx) })
 	group.Go(func() error { return handler.WatchAddresses(ctx) })
+	if ring != nil {
+		group.Go(func() error { return handler.RefreshKeys(ctx) })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		lags.Close()
@@ -668,7 +693,20 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	entrance.leadTo(handler)
 	s.roles.runs("api", func() error { return nil })
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
+	fmt.Printf("PixTools is at http://%s (%s)\n", shownAddress(listener.Addr().String()), s.access(listener.Addr()))
 	return nil
+}
+
+// access says who may use the API, and warns where that is everybody.
+func (s *services) access(address net.Addr) string {
+	if s.cfg.API.Auth.Mode == api.AuthKeys {
+		return "it asks for API keys: pixtools keys create"
+	}
+	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+		return "it asks for no API keys: whoever is on this machine may use it"
+	}
+	s.log.Warn("API_AUTH is off on an address of the network: whoever reaches it may read, submit and redrive everything; API_AUTH=keys asks for keys", "address", address.String())
+	return "it asks for no API keys: whoever reaches this address may use it"
 }
 
 // hurry tells those that denoise of a submission that asks for something quick.
