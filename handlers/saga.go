@@ -484,6 +484,9 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	if _, ok := e.Message.(*events.OperationStarted); ok {
 		return // says nothing of a job's end: not worth a state to keep
 	}
+	if e.Imported() {
+		return // the end is told beside it; a retry later on tells the whole job
+	}
 	if fault := s.guard(e.JobID, func() error { return s.told(c.take(e)) }); fault != nil {
 		s.guard(e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}

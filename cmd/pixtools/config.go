@@ -18,6 +18,7 @@ import (
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/legacy"
 	"github.com/pixtools/pixtools/internal/registry"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
@@ -68,6 +69,7 @@ type config struct {
 	Verify      audit.Config
 	Again       processors.AgainConfig
 	Reprocess   processors.ReprocessConfig
+	Legacy      legacy.Config
 }
 
 // loadConfig reads the environment and reports every fault in it at once.
@@ -134,7 +136,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess, c.Legacy} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}
