@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/events"
@@ -310,11 +311,68 @@ func (s *python) goesOn(t *testing.T, p *program, before int64) {
 	require.Greater(t, cut.summary.Jobs, before)
 	require.Less(t, cut.summary.Jobs, before+many)
 	require.Empty(t, cut.open)
+	s.cutOff(t, p)
 	require.Contains(t, s.bring(p, "--table", "bulk"), fmt.Sprintf("brought in: %d jobs", before+many-cut.summary.Jobs))
 	whole := p.with("IMPORT_LEGACY_HELD_JOBS=100").verify(0)
 	require.Equal(t, before+many, whole.summary.Jobs)
 	require.Zero(t, whole.summary.Repeats)
 	require.Contains(t, s.bring(p.with("IMPORT_LEGACY_HELD_JOBS=100"), "--table", "bulk"), "brought in: 0 jobs")
+}
+
+// cutOff leaves what an import leaves that was killed in a transaction: a job's beginning,
+// which no reader of committed records may ever see.
+func (s *python) cutOff(t *testing.T, p *program) {
+	var brokers string
+	for _, variable := range p.env {
+		if name, value, _ := strings.Cut(variable, "="); name == "KAFKA_BROKERS" {
+			brokers = value
+		}
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...), kgo.TransactionalID("pixtools.import-legacy"), kgo.TransactionTimeout(10*time.Minute))
+	require.NoError(t, err)
+	defer client.Close()
+	require.NoError(t, client.BeginTransaction())
+	var id string
+	require.NoError(t, s.db.QueryRow(t.Context(), "SELECT max(id) FROM bulk").Scan(&id))
+	r, err := events.New(id, time.Now(), events.ImportSource, "", &events.JobRequested{Tenant: "default", Operations: []*events.Operation{{Name: "webp"}}}).Record()
+	require.NoError(t, err)
+	require.NoError(t, client.ProduceSync(within(t), r).FirstErr())
+}
+
+// TestImportLegacyEmbedded: into embedded parts, of a PixTools that runs and of one that does
+// not.
+func TestImportLegacyEmbedded(t *testing.T) {
+	p := run(t, embeddedEnv(t), "--roles=api,convert,saga,projector")
+	cfg := p.reach()
+	store, err := blob.New(t.Context(), cfg.Blob)
+	require.NoError(t, err)
+	old := pythonService(t, map[string]string{"REDIS_URL": "redis://" + testenv.Redis(t) + "/0"}, store)
+	add := func(key string) string {
+		return old.add(row{status: "PENDING", operations: `["webp"]`, name: "a.png", source: pngOf(t, picture(20, 20)), age: time.Hour, key: key})
+	}
+	first := add("k1")
+	require.Contains(t, old.bring(p, "--unfinished=resubmit"), "brought in: 1 jobs (1 FAILED); asked for again: 1")
+	again := func(id string) {
+		eventually(t, "the end of "+id, func() error {
+			job, err := p.job(id)
+			if err == nil && (job.Revision != 2 || job.Outcome == nil || *job.Outcome != "SUCCEEDED") {
+				err = fmt.Errorf("revision %d", job.Revision)
+			}
+			return err
+		})
+	}
+	again(first)
+	second := add("k2")
+	p.kill()
+	require.Contains(t, old.bring(p, "--unfinished=resubmit"), "brought in: 1 jobs (1 FAILED); asked for again: 1")
+	p.start()
+	p.healthy()
+	again(second)
+	for key, id := range map[string]string{"k1": first, "k2": second} {
+		status, got := p.keyed(key, file("a.png", "image/png", pngOf(t, picture(20, 20))), field("operations", `["webp"]`))
+		require.Equal(t, []any{http.StatusAccepted, id}, []any{status, got})
+	}
+	require.EqualValues(t, 2, p.verify(0).summary.Jobs)
 }
 
 // elsewhere: what is needed of another bucket is copied, to where the bytes name it.
