@@ -16,7 +16,7 @@ import (
 	"github.com/pixtools/pixtools/internal/sniff"
 )
 
-// ErrTooLarge: an object is larger than MaxObjectBytes.
+// ErrTooLarge says that an object is larger than MaxObjectBytes.
 var ErrTooLarge = errors.New("larger than IMPORT_LEGACY_MAX_OBJECT_BYTES")
 
 // Objects are those in the Python service's bucket.
