@@ -101,6 +101,14 @@ func (s *Server) routes(f *fuego.Server) {
 	fuego.Get(f, "/api/activity", s.activity,
 		fuego.OptionOperationID("activity"), fuego.OptionSummary("What happened in the last hour"),
 		fuego.OptionOverrideDescription("For operators: jobs accepted, results by operation and failures by kind, as the log tells them since this process started."))
+	fuego.Get(f, "/api/lag", s.lag,
+		fuego.OptionOperationID("lag"), fuego.OptionSummary("How far consumer groups are behind"),
+		fuego.OptionOverrideDescription("For operators: of each group that follows the log, how many records it has not passed, and how old the oldest of them is."),
+		problems(503))
+	fuego.Get(f, "/api/read-models", s.readModels,
+		fuego.OptionOperationID("readModels"), fuego.OptionSummary("Which read models there are"),
+		fuego.OptionOverrideDescription("For operators: the live one and those that replays have made beside it, and how far a replay is that is at work."),
+		problems(503))
 	fuego.Get(f, "/api/health", s.health,
 		fuego.OptionOperationID("health"), fuego.OptionSummary("What this process can reach"),
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),

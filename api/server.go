@@ -131,8 +131,10 @@ type Parts struct {
 	Progress    *progress.Listener
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
-	Keys    *secrets.Keyring
-	LogID   [16]byte
+	// Lags tells how far the groups that follow the log are behind.
+	Lags  func(ctx context.Context) (kafka.Lags, error)
+	Keys  *secrets.Keyring
+	LogID [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// OnSubmission hears which operations a valid submission asks for, before it is written

@@ -62,7 +62,7 @@ const liveWait = 10 * time.Second
 // each change, in the order of the ids, and then of usage. A past state is compared as it
 // is.
 func (r *Replayer) Diff(ctx context.Context, name string, tell func(Progress), show func(Change) error) (Difference, error) {
-	return r.diff(ctx, name, tell, func(tx pgx.Tx, d *Difference) error {
+	return r.diff(ctx, name, tell, func(tx pgx.Tx, d *Difference, tell func(Progress)) error {
 		if err := r.compare(ctx, tx, name, d, tell, show); err != nil {
 			return err
 		}
@@ -76,14 +76,16 @@ func (r *Replayer) Audit(ctx context.Context, tell func(Progress), show func(Cha
 	if built, err = r.Build(ctx, Until{}, tell); err != nil {
 		return built, d, err
 	}
-	d, err = r.diff(ctx, built.Name, tell, func(tx pgx.Tx, d *Difference) error { return r.compareUsage(ctx, tx, built.Name, d, show) })
+	d, err = r.diff(ctx, built.Name, tell, func(tx pgx.Tx, d *Difference, _ func(Progress)) error {
+		return r.compareUsage(ctx, tx, built.Name, d, show)
+	})
 	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.read.ApplyTimeout)
 	defer cancel()
 	return built, d, errors.Join(err, r.drop(cleaning, built.Name))
 }
 
 // diff has two read models compared in one snapshot, in which both are at the same positions.
-func (r *Replayer) diff(ctx context.Context, name string, tell func(Progress), compare func(pgx.Tx, *Difference) error) (Difference, error) {
+func (r *Replayer) diff(ctx context.Context, name string, tell func(Progress), compare func(pgx.Tx, *Difference, func(Progress)) error) (Difference, error) {
 	var d Difference
 	all, err := r.Schemas(ctx)
 	if err != nil {
@@ -96,6 +98,7 @@ func (r *Replayer) diff(ctx context.Context, name string, tell func(Progress), c
 	if _, err := find(all, Schema); err != nil {
 		return d, err
 	}
+	tell = r.noted(ctx, info, tell)
 	// In this snapshot both are read. It is begun, and taken with its first statement.
 	reading, err := r.admin.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
@@ -107,7 +110,7 @@ func (r *Replayer) diff(ctx context.Context, name string, tell func(Progress), c
 			return d, err
 		}
 	}
-	err = compare(reading, &d)
+	err = compare(reading, &d, tell)
 	return d, err
 }
 

@@ -175,6 +175,28 @@ func decode(id string, raw []byte) (*events.Job, error) {
 // Health asks the database for a sign of life.
 func (r *Reader) Health(ctx context.Context) error { return r.pool.Ping(ctx) }
 
+// Positions are where the projection goes on, by partition, as the read model has it now.
+func (r *Reader) Positions(ctx context.Context) (map[int32]int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
+	defer cancel()
+	_, next, err := positionsIn(ctx, r.pool, r.logID)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return next, nil
+}
+
+// ReadModels lists the live read model, if it is there, and all beside it, by name.
+func (r *Reader) ReadModels(ctx context.Context) ([]SchemaInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
+	defer cancel()
+	all, err := schemas(ctx, r.pool)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return all, nil
+}
+
 // Wait returns once the projection has applied the record at offset, or with
 // ErrBehind when ctx ends first.
 func (r *Reader) Wait(ctx context.Context, partition int32, offset int64) error {

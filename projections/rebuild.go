@@ -110,7 +110,7 @@ func (r *Replayer) Build(ctx context.Context, until Until, tell func(Progress)) 
 	if err != nil {
 		return Rebuilt{}, err
 	}
-	b := &build{Replayer: r, until: until, schema: made.Name, ends: ends, tell: tell}
+	b := &build{Replayer: r, until: until, schema: made.Name, ends: ends, tell: r.noted(ctx, made, tell)}
 	done := Rebuilt{SchemaInfo: made}
 	if err = b.run(ctx, &done); err == nil {
 		done.Took = time.Since(began)

@@ -77,6 +77,8 @@ type Replayer struct {
 	admin *pgxpool.Pool
 	// kafka answers what the log's partitions and ends are.
 	kafka *kadm.Client
+	// backend is the database's process that holds the lock of Begin.
+	backend uint32
 }
 
 // execer is a pool, a connection or a transaction.

@@ -27,8 +27,8 @@ const (
 	StatePast = "past"
 	// StateReplaced: it was live; a rollback makes it so again.
 	StateReplaced = "replaced"
-	// stateDiscarded: it was live before that; the next replay drops it if its own did not.
-	stateDiscarded = "discarded"
+	// StateDiscarded: it was live before that; the next replay drops it if its own did not.
+	StateDiscarded = "discarded"
 )
 
 // SchemaInfo is a schema with a read model in it. What follows its size is a comment on
@@ -42,7 +42,17 @@ type SchemaInfo struct {
 	// Made is when it was begun, Since when it has its state.
 	Made  time.Time `json:"made"`
 	Since time.Time `json:"since"`
+	// Backend is the database's process that holds the lock of Begin for the replay that works on it, or
+	// did so last; Progress is how far that is, if it has said so.
+	Backend  uint32 `json:"backend,omitempty"`
+	Progress *Noted `json:"progress,omitempty"`
+	// AtWork: that process still holds the lock. It goes with the replay, however that ends.
+	AtWork bool `json:"-"`
 }
+
+// CutOff says that the read model was being built by a replay that is not there any more. The next
+// replay removes it.
+func (s SchemaInfo) CutOff() bool { return s.State == StateBuilding && !s.AtWork }
 
 // Errors of schemas.
 var (
@@ -58,13 +68,19 @@ var (
 
 func quoted(schema string) string { return pgx.Identifier{schema}.Sanitize() }
 
+// lockName is hashed to the lock of Begin.
+const lockName = "pixtools replay"
+
 // Schemas lists the live read model, if it is there, and all beside it, by name.
 func (r *Replayer) Schemas(ctx context.Context) ([]SchemaInfo, error) { return schemas(ctx, r.admin) }
 
 func schemas(ctx context.Context, in querier) ([]SchemaInfo, error) {
 	rows, err := in.Query(ctx, `SELECT n.nspname, coalesce(obj_description(n.oid, 'pg_namespace'), ''),
-			(SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c WHERE c.relnamespace = n.oid AND c.relkind = 'r')
-		FROM pg_namespace n WHERE n.nspname = $1 OR starts_with(n.nspname, $1 || '_') ORDER BY n.nspname COLLATE "C"`, Schema)
+			(SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c WHERE c.relnamespace = n.oid AND c.relkind = 'r'),
+			(SELECT coalesce(array_agg(l.pid::bigint), '{}') FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+				AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+				AND (l.classid::bigint << 32) | l.objid::bigint = hashtext($2)::bigint)
+		FROM pg_namespace n WHERE n.nspname = $1 OR starts_with(n.nspname, $1 || '_') ORDER BY n.nspname COLLATE "C"`, Schema, lockName)
 	if err != nil {
 		return nil, fmt.Errorf("list the read models: %w", err)
 	}
@@ -72,13 +88,14 @@ func schemas(ctx context.Context, in querier) ([]SchemaInfo, error) {
 		var s SchemaInfo
 		var name, comment string
 		var bytes int64
-		if err := row.Scan(&name, &comment, &bytes); err != nil {
+		var atWork []uint32
+		if err := row.Scan(&name, &comment, &bytes, &atWork); err != nil {
 			return s, err
 		}
 		if comment != "" && json.Unmarshal([]byte(comment), &s) != nil {
 			s = SchemaInfo{} // somebody else's words
 		}
-		s.Name, s.Bytes = name, bytes
+		s.Name, s.Bytes, s.AtWork = name, bytes, slices.Contains(atWork, s.Backend)
 		return s, nil
 	})
 	if err != nil {
@@ -167,7 +184,7 @@ func (r *Replayer) Begin(ctx context.Context) (end func(), err error) {
 		_ = raw.Close(ending)
 	}
 	var ours bool
-	if err := raw.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtext('pixtools replay'))").Scan(&ours); err != nil {
+	if err := raw.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtext($1))", lockName).Scan(&ours); err != nil {
 		end()
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -175,7 +192,8 @@ func (r *Replayer) Begin(ctx context.Context) (end func(), err error) {
 		end()
 		return nil, ErrBusy
 	}
-	if err := r.clear(ctx, StateBuilding, stateDiscarded); err != nil {
+	r.backend = raw.PgConn().PID()
+	if err := r.clear(ctx, StateBuilding, StateDiscarded); err != nil {
 		end()
 		return nil, err
 	}
@@ -203,7 +221,7 @@ func (r *Replayer) create(ctx context.Context, until string) (SchemaInfo, error)
 		}
 	}
 	now := time.Now().UTC().Truncate(time.Second)
-	made := SchemaInfo{Name: fmt.Sprintf("%s_%d", Schema, number), State: StateBuilding, Until: until, Made: now, Since: now}
+	made := SchemaInfo{Name: fmt.Sprintf("%s_%d", Schema, number), State: StateBuilding, Until: until, Made: now, Since: now, Backend: r.backend}
 	// The comment in the same transaction: a schema without one would never be removed.
 	err = pgx.BeginFunc(ctx, r.admin, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "CREATE SCHEMA "+quoted(made.Name)); err != nil {

@@ -49,6 +49,7 @@ func (r *Replayer) swap(ctx context.Context, name, state string, tell func(Progr
 		return Swapped{}, fmt.Errorf("%w: %s is %q, not %q", ErrState, name, info.State, state)
 	}
 	done := Swapped{Live: name}
+	tell = r.noted(ctx, info, tell)
 	err = r.hurrying(ctx, func() error {
 		done.Tries++
 		return r.trySwap(ctx, info, &done, tell)
@@ -56,7 +57,7 @@ func (r *Replayer) swap(ctx context.Context, name, state string, tell func(Progr
 	if err != nil {
 		return done, err
 	}
-	return done, r.clear(ctx, stateDiscarded)
+	return done, r.clear(ctx, StateDiscarded)
 }
 
 // hurrying tries again what ran out of its time.
@@ -226,13 +227,13 @@ func rename(ctx context.Context, tx pgx.Tx, all []SchemaInfo, info SchemaInfo, d
 		if _, err := tx.Exec(ctx, "ALTER SCHEMA "+quoted(s.Name)+" RENAME TO "+quoted(name)); err != nil {
 			return fmt.Errorf("rename %s to %s: %w", s.Name, name, err)
 		}
-		s.Name, s.State, s.Since = name, state, now
+		s.Name, s.State, s.Since, s.Backend, s.Progress = name, state, now, 0, nil
 		return comment(ctx, tx, s)
 	}
 	live, err := find(all, Schema)
 	done.Replaced = err == nil
 	if previous, err := find(all, Previous); err == nil && done.Replaced && info.Name != Previous {
-		if err := to(previous, fmt.Sprintf("%s_discarded_%d", Schema, now.Unix()), stateDiscarded); err != nil {
+		if err := to(previous, fmt.Sprintf("%s_discarded_%d", Schema, now.Unix()), StateDiscarded); err != nil {
 			return err
 		}
 	}

@@ -1,10 +1,12 @@
-// The view for operators: what waits, what happened, what was given up.
+// The view for operators: what waits, what happened, who is behind, which read models there are, what was
+// given up.
 
 import { h, fill, notice, loading } from "./dom.js";
 import { duration, when } from "./format.js";
 import { get } from "./server.js";
 import { charts } from "./charts.js";
 import { deadLetters } from "./deadletters.js";
+import { readModels } from "./readmodels.js";
 
 // between is the pause between two looks, in milliseconds.
 const between = 2000;
@@ -12,21 +14,28 @@ const between = 2000;
 export async function operations(root) {
   const tiles = h("div", { className: "tiles" });
   const queues = h("div", {}, loading("the queues"));
+  const groups = h("div", {}, loading("the consumer groups"));
   const drawn = charts();
+  const models = readModels();
   const letters = deadLetters();
   let stopped = false, timer;
   fill(root, h("h1", {}, "Operations"), tiles,
     h("section", {}, h("h2", {}, "Last hour"), drawn.element),
     h("section", {}, h("h2", {}, "Queues"), queues),
-    letters.section);
+    h("section", {}, h("h2", {}, "Consumer groups"), groups),
+    models.section, letters.section);
 
   async function look() {
-    const [waiting, happened] = await Promise.allSettled([get("/api/queues"), get("/api/activity")]);
+    const [waiting, happened, lag, built] = await Promise.allSettled(["/api/queues", "/api/activity", "/api/lag", "/api/read-models"].map((path) => get(path)));
     if (stopped) return;
     if (waiting.status === "fulfilled") showQueues(waiting.value);
     else fill(queues, notice("error", "The queues cannot be read", waiting.reason.message));
     if (happened.status === "fulfilled") drawn.show(happened.value);
     else drawn.fault(happened.reason.message);
+    if (lag.status === "fulfilled") showGroups(lag.value);
+    else fill(groups, notice("error", "The consumer groups cannot be read", lag.reason.message));
+    if (built.status === "fulfilled") models.show(built.value);
+    else models.fault(built.reason.message);
     if (waiting.status === "fulfilled" && happened.status === "fulfilled") showTiles(waiting.value, happened.value);
     timer = setTimeout(look, between);
   }
@@ -52,17 +61,26 @@ export async function operations(root) {
       tile("Failed in the last hour", String(failed), "operations, of whatever reason", failed > 0 ? "warn" : ""));
   }
 
+  function table(about, columns, rows) {
+    return h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": about }, h("table", {},
+      h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows)));
+  }
+
+  const line = (data, name, cells) => h("tr", { dataset: data }, h("th", { scope: "row" }, h("code", {}, name)), cells.map((cell) => h("td", {}, cell)));
+
   function showQueues(answer) {
-    // The read model's own lag: how old what it tells is.
-    const behind = Math.max(0, (Date.now() - Date.parse(answer.as_of)) / 1000);
-    const line = (group, cells) => h("tr", { dataset: { group } }, h("th", { scope: "row" }, h("code", {}, group)), cells.map((cell) => h("td", {}, cell)));
-    fill(queues, h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Queues by consumer group" }, h("table", {},
-      h("thead", {}, h("tr", {}, ["Group", "Waiting", "Running", "Lag"].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {},
-        Object.entries(answer.queues).map(([name, queue]) => line(`pixtools.op.${name}`,
-          [String(queue.waiting), String(queue.running), queue.oldest_waiting_seconds === null ? "–" : duration(queue.oldest_waiting_seconds)])),
-        line("pixtools.projector", ["–", "–", duration(behind)])))),
-      h("p", { className: "hint" }, `Lag is for how long the oldest waiting work waits; of the projector, how old the read model is. As of ${when(answer.as_of)}.`));
+    fill(queues, table("Queues by operation", ["Group", "Waiting", "Running", "Oldest waiting"],
+      Object.entries(answer.queues).map(([name, queue]) => line({ group: `pixtools.op.${name}` }, `pixtools.op.${name}`,
+        [String(queue.waiting), String(queue.running), queue.oldest_waiting_seconds === null ? "–" : duration(queue.oldest_waiting_seconds)]))),
+      h("p", { className: "hint" }, `As the read model has it, as of ${when(answer.as_of)}.`));
+  }
+
+  function showGroups(answer) {
+    const all = Object.entries(answer.groups).sort(([a], [b]) => a.localeCompare(b));
+    if (all.length === 0) { fill(groups, notice("empty", "No consumer groups", "Nobody follows the log.")); return; }
+    fill(groups, table("Lag by consumer group", ["Group", "Records behind", "Lag"],
+      all.map(([name, lag]) => line({ lag: name }, name, lag.error ? ["–", lag.error] : [String(lag.records), lag.records === 0 ? "none" : duration(lag.seconds)]))),
+      h("p", { className: "hint" }, `Lag is the age of the oldest record of the log that the group has not passed. A group that nobody runs falls behind for ever. As of ${when(answer.as_of)}.`));
   }
 
   look();

@@ -119,7 +119,9 @@ func playBug(ctx context.Context, o options, binary string, b seeded) (verdict, 
 		r.fault("kafka dead")
 		err := r.parts.kafka.Kill(0)
 		if err == nil {
-			err = errors.Join(pause(ctx, r.random, bugAway, bugAway), r.parts.kafka.Restart(0))
+			// What the role in question holds in memory alone, since Kafka is away, goes with it.
+			err = errors.Join(pause(ctx, r.random, bugAway/2, bugAway/2), r.killOne(b.aim),
+				pause(ctx, r.random, bugAway/2, bugAway/2), r.parts.kafka.Restart(0))
 		}
 		return errors.Join(err, r.kills(ctx, bugKills/2, bugPause, b.aim), pause(ctx, r.random, killPause, killPause))
 	})

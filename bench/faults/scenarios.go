@@ -91,13 +91,21 @@ func (r *run) kills(ctx context.Context, n int, mean time.Duration, aim string) 
 		case i%2 == 0:
 			role = aim
 		}
-		victims := r.fleet.of(role)
-		victim := victims[r.random.IntN(len(victims))]
-		if err := victim.kill(); err != nil {
+		if err := r.killOne(role); err != nil {
 			return err
 		}
-		r.fault("kill -9 " + victim.role)
 	}
+	return nil
+}
+
+// killOne kills a process of a role, of any if that is "".
+func (r *run) killOne(role string) error {
+	victims := r.fleet.of(role)
+	victim := victims[r.random.IntN(len(victims))]
+	if err := victim.kill(); err != nil {
+		return err
+	}
+	r.fault("kill -9 " + victim.role)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,15 @@ func TestDocumentedACLs(t *testing.T) {
 	api.healthy()
 	image := file("a.png", "image/png", pngOf(t, picture(20, 20)))
 	require.Equal(t, "SUCCEEDED", *api.ended(api.submit(image, field("operations", `["webp","denoise"]`))).Outcome)
+
+	var lag struct {
+		Groups map[string]struct{ Error string }
+	}
+	require.Equal(t, http.StatusOK, api.ask(http.MethodGet, "/api/lag", nil, &lag))
+	require.NotEmpty(t, lag.Groups)
+	for group, of := range lag.Groups {
+		require.Empty(t, of.Error, group)
+	}
 
 	login := func(user, group string) []string {
 		return []string{"KAFKA_BROKERS=" + kafka.Users, "KAFKA_SECURITY_PROTOCOL=SASL_PLAINTEXT", "KAFKA_USERNAME=" + user, "KAFKA_PASSWORD=" + password, "CONSUMER_GROUP=" + group}

@@ -83,11 +83,12 @@ func (w *awayWorld) parts() []awayPart {
 			past = unknown
 		}
 		return map[string]int{"submit": submit, "submit with a key": keyed, "known job": known, "known job, after=": known,
-			"known job, wait=": known, "list": known, "totals": known, "usage": known, "list at=": past, "unknown job": unknown, "cancel": cancel, "livez": 200, "readyz": 200}
+			"known job, wait=": known, "list": known, "totals": known, "usage": known, "read models": known, "list at=": past, "unknown job": unknown, "cancel": cancel, "livez": 200, "readyz": 200}
 	}
 	redis := awayPart{name: "redis", want: statuses(202, 202, 200, 404, 202)}
 	redis.stopped, redis.unanswered = service(w.redis.Service)
 	postgres := awayPart{name: "database", want: statuses(202, 202, 503, 503, 503)}
+	postgres.want["lag"] = 200 // but for that of the projector
 	postgres.stopped, postgres.unanswered = service(w.postgres.Service)
 	s3 := awayPart{name: "s3", want: statuses(503, 503, 200, 404, 202)}
 	s3.stopped, s3.unanswered = service(w.s3.Service)
@@ -192,6 +193,7 @@ func (w *awayWorld) askAll(t *testing.T, jobs awayJobs) map[string]answer {
 	all["list"], all["totals"] = get("/api/jobs?limit=1"), get("/api/jobs/totals")
 	all["usage"] = get("/api/usage?from=2026-01-01&to=2026-01-02")
 	all["list at="] = get("/api/jobs?at=2026-01-01T00:00:00Z")
+	all["read models"], all["lag"] = get("/api/read-models"), get("/api/lag")
 	all["livez"] = get("/api/livez")
 	all["readyz"] = get("/api/readyz")
 	cancel, err := http.NewRequest(http.MethodPost, w.base+"/api/jobs/"+jobs.open+"/cancel", nil)
@@ -256,7 +258,7 @@ func (w *awayWorld) recovered(t *testing.T, jobs awayJobs, told map[string]answe
 	require.Equal(t, "CANCELLED", *w.ended(jobs.open).Outcome)
 	all := w.askAll(t, w.prepareJobs(t))
 	requireAnswers(t, map[string]int{"submit": 202, "submit with a key": 202, "known job": 200, "known job, after=": 200,
-		"known job, wait=": 200, "list": 200, "totals": 200, "usage": 200, "list at=": 200, "unknown job": 404, "cancel": 202, "livez": 200, "readyz": 200}, all)
+		"known job, wait=": 200, "list": 200, "totals": 200, "usage": 200, "read models": 200, "list at=": 200, "unknown job": 404, "cancel": 202, "livez": 200, "readyz": 200}, all)
 }
 
 // TestPartsAway: what goes on and what answers 503 while a real server is down, while it takes connections and
@@ -290,7 +292,7 @@ func TestPartsAway(t *testing.T) {
 				w.start()
 				w.answering()
 				want := map[string]int{"submit": 503, "submit with a key": 503, "known job": 503, "known job, after=": 503,
-					"known job, wait=": 503, "list": 503, "totals": 503, "usage": 503, "list at=": 503, "unknown job": 503, "cancel": 503, "livez": 200, "readyz": 503}
+					"known job, wait=": 503, "list": 503, "totals": 503, "usage": 503, "read models": 503, "lag": 503, "list at=": 503, "unknown job": 503, "cancel": 503, "livez": 200, "readyz": 503}
 				if part.name == "redis" { // which nobody waits for
 					w.projecting(t)
 					want = part.want

@@ -59,6 +59,7 @@ type config struct {
 	Engine      engine.Config
 	Denoise     denoiser.Config
 	Kafka       kafka.Config
+	Lag         kafka.LagConfig
 	Read        projections.Config
 	Registry    registry.Config
 	Replay      projections.ReplayConfig
@@ -136,7 +137,7 @@ func loadConfig() (config, error) {
 		brokers.Brokers = []string{"embedded:1"}
 	}
 	consumer.Group = "any"
-	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess, c.Legacy} {
+	for _, part := range []interface{ Validate() error }{brokers, consumer, c.Lag, c.Blob, c.API, c.Read, c.Replay, c.Registry, c.DeadLetters, c.Saga, c.Processor, c.Embedded, c.Engine, c.Denoise, c.Verify, c.Again, c.Reprocess, c.Legacy} {
 		if err := part.Validate(); err != nil {
 			faults = append(faults, err)
 		}

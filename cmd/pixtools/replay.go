@@ -296,8 +296,11 @@ func (r replay) printSchemas(ctx context.Context, replayer *projections.Replayer
 	fmt.Fprintln(table, "NAME\tSTATE\tSINCE\tSIZE\tUNTIL")
 	for _, s := range all {
 		state, since := s.State, dash("")
-		if s.Name == projections.Schema {
+		switch {
+		case s.Name == projections.Schema:
 			state = "live"
+		case s.CutOff():
+			state = "cut off"
 		}
 		if !s.Since.IsZero() {
 			since = s.Since.Format(time.RFC3339)

@@ -577,8 +577,12 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
 	}
+	lags, err := s.lagReader(reader)
+	if err != nil {
+		return err
+	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
-		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -591,6 +595,11 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	group.Go(func() error { return follower.Run(ctx) })
 	group.Go(func() error { return heard.Run(ctx) })
 	group.Go(func() error { return handler.WatchQueues(ctx) })
+	group.Go(func() error {
+		<-ctx.Done()
+		lags.Close()
+		return nil
+	})
 	entrance.leadTo(handler)
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	return nil

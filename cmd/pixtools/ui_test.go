@@ -658,6 +658,7 @@ func TestUIOperations(t *testing.T) {
 	b.until(`document.querySelector("[data-group='pixtools.op.webp'] td").textContent === "2"`)
 	b.shows("[data-group='pixtools.op.webp']", "s")
 	b.shows(".letters .notice", "No dead letters")
+	uiLag(b, variables["DATABASE_URL"])
 
 	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.Brokers()...))
 	require.NoError(t, err)
@@ -684,8 +685,9 @@ func TestUIOperations(t *testing.T) {
 	prepare(t, workers, "--roles=convert").start()
 	require.Equal(t, "SUCCEEDED", *p.ended(waiting).Outcome)
 	b.shows(".charts figure", "webp 1")
+	b.shows("[data-lag='pixtools.op.webp'] td:last-child", "none")
 
-	b.click("thead input")
+	b.click(".letters thead input")
 	b.shows(".toolbar", "Preview redrive (2)")
 	b.click(".toolbar button:nth-of-type(2)")
 	b.until(`document.querySelectorAll("dialog .preview li").length === 2`)
@@ -708,4 +710,5 @@ func TestUIOperations(t *testing.T) {
 	b.until(`(s => { s.value = "all"; s.dispatchEvent(new Event("change")); return true })(document.querySelector("#letters-state"))`)
 	b.until(`document.querySelectorAll("[data-letter]").length === 2`)
 	b.shows(".letters tbody", "discarded")
+	uiReadModels(b, variables["DATABASE_URL"])
 }

@@ -43,6 +43,9 @@ func TestLimitsOfTheConfiguration(t *testing.T) {
 		"KAFKA_MAX_BUFFERED_BYTES":     {1 << 20, 4 << 30},
 		"KAFKA_MAX_BATCH_BYTES":        {1 << 10, 64 << 20},
 
+		"KAFKA_LAG_REFRESH_INTERVAL": {100 * ms, 10 * minute},
+		"KAFKA_LAG_TIMEOUT":          {100 * ms, minute},
+
 		"KAFKA_CONSUMER_SESSION_TIMEOUT":         {500 * ms, 30 * minute},
 		"KAFKA_CONSUMER_HEARTBEAT_INTERVAL":      {50 * ms, 500 * ms},  // half a session
 		"KAFKA_CONSUMER_REBALANCE_TIMEOUT":       {8 * s, 60 * minute}, // draining and the last commit
@@ -90,6 +93,13 @@ func TestLimitsOfTheConfiguration(t *testing.T) {
 			return c.Validate()
 		})
 	}
+	for variable, field := range variables(LagConfig{}) {
+		check(variable, func(value int64) error {
+			c := DefaultLagConfig()
+			reflect.ValueOf(&c).Elem().FieldByIndex(field).SetInt(value)
+			return c.Validate()
+		})
+	}
 	require.Empty(t, limits, "of variables that do not exist")
 }
 
@@ -109,6 +119,7 @@ func TestFaultsOfTheConfiguration(t *testing.T) {
 	t.Parallel()
 	require.NoError(t, DefaultConfig("broker:9092").Validate())
 	require.NoError(t, DefaultSubscriberConfig("group").Validate())
+	require.NoError(t, DefaultLagConfig().Validate())
 	require.ErrorContains(t, DefaultConfig().Validate(), "KAFKA_BROKERS is empty")
 	require.ErrorContains(t, DefaultSubscriberConfig("").Validate(), "set Group")
 
