@@ -52,7 +52,7 @@ screenshots: build ## make the pictures of the page in docs/images, which the RE
 	@sh internal/testenv/install.sh chromium
 	@$(ENV) go run ./web/screenshots
 
-generate: native ## write events/*.pb.go, schemas/descriptors.binpb and schemas/openapi.json anew
+generate: native ## write events/*.pb.go, schemas/descriptors.binpb, schemas/openapi.json, docs/configuration.md and .env.example anew
 	@sh schemas/generate.sh
 
 model-import: ## make a DENOISE_MODEL of a KAIR/DnCNN state dict: make model-import WEIGHTS=dncnn_color_blind.pth

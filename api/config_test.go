@@ -11,14 +11,15 @@ import (
 // TestLimitsOfTheConfiguration tries values just below, at and above the limits. A fault names the variable.
 func TestLimitsOfTheConfiguration(t *testing.T) {
 	for variable, values := range map[string]struct{ good, bad []string }{
-		"MAX_CONCURRENT_UPLOADS": {[]string{"1", "2"}, []string{"0"}},
-		"MAX_WAITING_READS":      {[]string{"1", "2"}, []string{"0"}},
-		"LIST_MAX_JOBS":          {[]string{"1", "2", "9999", "10000"}, []string{"0", "10001"}},
-		"USAGE_MAX_DAYS":         {[]string{"1", "2", "3659", "3660"}, []string{"0", "3661"}},
-		"READ_WAIT_TIMEOUT":      {[]string{"100ms", "1m"}, []string{"99ms"}},
-		"QUEUE_MAX_AGE":          {[]string{"1s", "1001ms"}, []string{"999ms"}},
-		"QUEUE_REFRESH_INTERVAL": {[]string{"50ms", "51ms", "30s"}, []string{"49ms", "30001ms"}},
-		"SPOOL_MAX_BYTES":        {[]string{"10485760", "10485761"}, []string{"10485759"}}, // what one upload may have
+		"MAX_DIRECT_UPLOAD_BYTES": {[]string{"1", "2", "5368709119", "5368709120"}, []string{"0", "5368709121"}},
+		"MAX_CONCURRENT_UPLOADS":  {[]string{"1", "2"}, []string{"0"}},
+		"MAX_WAITING_READS":       {[]string{"1", "2"}, []string{"0"}},
+		"LIST_MAX_JOBS":           {[]string{"1", "2", "9999", "10000"}, []string{"0", "10001"}},
+		"USAGE_MAX_DAYS":          {[]string{"1", "2", "3659", "3660"}, []string{"0", "3661"}},
+		"READ_WAIT_TIMEOUT":       {[]string{"100ms", "1m"}, []string{"99ms"}},
+		"QUEUE_MAX_AGE":           {[]string{"1s", "1001ms"}, []string{"999ms"}},
+		"QUEUE_REFRESH_INTERVAL":  {[]string{"50ms", "51ms", "30s"}, []string{"49ms", "30001ms"}},
+		"SPOOL_MAX_BYTES":         {[]string{"10485760", "10485761"}, []string{"10485759"}}, // what one upload may have
 	} {
 		check := func(value string) error {
 			var c Config

@@ -19,6 +19,7 @@ import (
 // settings are what the page checks a submission against before it sends it.
 type settings struct {
 	MaxUploadBytes int64                  `json:"max_upload_bytes"`
+	MaxDirectBytes int64                  `json:"max_direct_upload_bytes"`
 	MaxPixels      int64                  `json:"max_image_pixels"`
 	MaxSide        int                    `json:"max_image_side"`
 	AcceptedTypes  []string               `json:"accepted_types"`
@@ -59,14 +60,14 @@ func (s *Server) pages() error {
 	}); err != nil {
 		return err
 	}
-	told, err := json.Marshal(settings{s.cfg.MaxUploadBytes, s.cfg.Picture.MaxPixels, s.cfg.Picture.MaxSide, acceptedTypes, operations.All()})
+	told, err := json.Marshal(settings{s.cfg.MaxUploadBytes, s.cfg.MaxDirectUploadBytes, s.cfg.Picture.MaxPixels, s.cfg.Picture.MaxSide, acceptedTypes, operations.All()})
 	serve("/settings.json", "settings.json", told, nil)
 	serve("/openapi.json", "openapi.json", s.spec, nil)
 	return err
 }
 
-// pagePolicy allows our own origin, and pictures from the storage server: links to them are
-// signed for another origin.
+// pagePolicy allows our own origin, and the storage server: links to results, and requests that store large
+// files, are signed for another origin.
 func (s *Server) pagePolicy(r *http.Request) string {
 	storage, err := s.Store.PublicOrigin(r.Context())
 	if err != nil {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -44,7 +45,12 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, err
 	}
 	defer u.Close()
-	header, err := s.sniff(u)
+	if u.file != nil {
+		u.source = s.received(u.file)
+	} else if u.source, err = s.stored(r.Context(), u, defaultTenant); err != nil {
+		return Accepted{}, err
+	}
+	header, err := s.sniff(u.source)
 	if err != nil {
 		return Accepted{}, err
 	}
@@ -52,10 +58,14 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, faults
 	}
 	s.OnSubmission(u.operations)
+	sum, err := u.source.hash(r.Context())
+	if err != nil {
+		return Accepted{}, err
+	}
 	command := commands.Submit{
 		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: traceOf(r),
 		Operations: u.operations, Parameters: u.parameters,
-		Source: &events.Source{Sha256: hex.EncodeToString(u.file.sha256[:]), Bytes: u.file.size,
+		Source: &events.Source{Sha256: hex.EncodeToString(sum[:]), Bytes: u.source.size,
 			Width: int32(header.Width), Height: int32(header.Height), Format: header.Format},
 		At: time.Now(),
 	}
@@ -71,11 +81,16 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 }
 
 // sniff reads what the bytes say.
-func (s *Server) sniff(u *upload) (sniff.Header, error) {
-	header, err := sniff.Read(u.file.ReaderAt, u.file.size, s.cfg.Picture)
+func (s *Server) sniff(from *source) (sniff.Header, error) {
+	header, err := sniff.Read(from, from.size, s.cfg.Picture)
 	var refused *sniff.Error
-	if errors.As(err, &refused) {
-		return header, invalid("file", refused.Message)
+	switch {
+	case errors.As(err, &refused):
+		return header, invalid(from.field, refused.Message)
+	case errors.Is(err, blob.ErrTooManyReads):
+		return header, invalid(from.field, fmt.Sprintf("the picture's header takes more than %d reads of %d bytes: too much stands before its size", headerReads, blob.WindowBytes))
+	case from.field == "upload":
+		return header, changed(err, "The upload cannot be read from the object storage.")
 	}
 	return header, err
 }
@@ -199,8 +214,12 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit) 
 	if op, ok := operations.Find(command.Source.GetFormat()); ok {
 		contentType = op.ContentType
 	}
-	if err := s.Store.Put(ctx, command.Source.GetKey(), u.file, u.file.size, u.file.sha256, contentType); err != nil {
-		return "", unavailable("The file could not be stored.", err)
+	sum, err := hex.DecodeString(command.Source.GetSha256())
+	if err != nil {
+		return "", err
+	}
+	if err := u.source.keep(ctx, command.Source.GetKey(), [sha256.Size]byte(sum), contentType); err != nil {
+		return "", err
 	}
 	token, err := s.append(ctx, decided[0])
 	if err != nil {

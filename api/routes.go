@@ -25,7 +25,11 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOperationID("process"), fuego.OptionSummary("Submit a picture"),
 		fuego.OptionOverrideDescription("Stores the picture and accepts a job. The answer comes once both are durable."),
 		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Accepted{}, ContentTypes: []string{"application/json"}}),
-		problems(400, 413, 422, 429, 503))
+		problems(400, 404, 409, 413, 422, 429, 503))
+	fuego.Post(f, "/api/uploads", s.upload,
+		fuego.OptionOperationID("upload"), fuego.OptionSummary("Prepare a direct upload"),
+		fuego.OptionOverrideDescription("Signs a request with which the client stores a file itself, in the object storage. It may be larger than MAX_UPLOAD_BYTES; POST /api/process then takes upload in the place of file."),
+		problems(413, 422, 503))
 	picked := fuego.GroupOptions(
 		fuego.OptionQuery("status", "Only jobs of this status, or of these, with commas"),
 		fuego.OptionQuery("outcome", "Only jobs of this outcome, or of these, with commas"),
@@ -152,6 +156,9 @@ func describe(f *fuego.Server) ([]byte, error) {
 	cancel.Responses.Delete("200")
 	retry.Responses.Delete("200")
 	retry.RequestBody = jsonBody("What to run again; without it, all that did not complete", RetryRequest{}, false)
+	wish := jsonBody("What will be stored", UploadRequest{}, true)
+	wish.Value.Content.Get("application/json").Schema.Value.Required = []string{"content_type", "bytes"}
+	doc.Paths.Value("/api/uploads").Post.RequestBody = wish
 	doc.Paths.Value("/api/dead-letters/redrive").Post.RequestBody = jsonBody("Which dead letters", Selection{}, true)
 	doc.Paths.Value("/api/dead-letters/discard").Post.RequestBody = jsonBody("Which dead letters, and why", DiscardRequest{}, true)
 	for _, op := range []*openapi3.Operation{post, cancel, retry} {
@@ -216,7 +223,7 @@ func header(name, description string, schema *openapi3.Schema) *openapi3.Paramet
 // uploadSchema is the form of a submission.
 func uploadSchema() *openapi3.RequestBodyRef {
 	file := openapi3.NewStringSchema().WithFormat("binary")
-	file.Description = "The picture: jpeg, png, webp or avif, at most MAX_UPLOAD_BYTES"
+	file.Description = "The picture: jpeg, png, webp or avif, at most MAX_UPLOAD_BYTES. This or upload"
 	ops := openapi3.NewStringSchema()
 	ops.Description, ops.Example = fmt.Sprintf("A JSON array of operation names: %v", operations.Names()), `["webp","avif"]`
 	key := openapi3.NewStringSchema().WithMaxLength(longestKey)
@@ -225,9 +232,11 @@ func uploadSchema() *openapi3.RequestBodyRef {
 	hook.Description = "Where to post the outcome"
 	params := openapi3.NewStringSchema()
 	params.Description, params.Example = "A JSON object: operation name to its parameters", `{"webp":{"quality":80}}`
-	schema := openapi3.NewObjectSchema().WithProperty("file", file).WithProperty("operations", ops).
+	stored := openapi3.NewStringSchema()
+	stored.Description = "In the place of file: what POST /api/uploads gave as upload, once the file is stored"
+	schema := openapi3.NewObjectSchema().WithProperty("file", file).WithProperty("upload", stored).WithProperty("operations", ops).
 		WithProperty("idempotency_key", key).WithProperty("webhook_url", hook).WithProperty("operation_params", params)
-	schema.Required = []string{"file", "operations"}
+	schema.Required = []string{"operations"}
 	body := openapi3.NewRequestBody().WithRequired(true).WithContent(openapi3.Content{
 		"multipart/form-data": openapi3.NewMediaType().WithSchema(schema)})
 	return &openapi3.RequestBodyRef{Value: body}

@@ -34,6 +34,8 @@ const (
 	requestIDHeader = "X-Request-ID"
 	// longestRequestID, in bytes: a longer one, or one with odd characters, is replaced.
 	longestRequestID = 128
+	// mostDirectBytes is what S3 takes, and copies, in one request.
+	mostDirectBytes = 5 << 30
 	// defaultTenant owns every job until API keys tell tenants apart.
 	defaultTenant = "default"
 )
@@ -41,44 +43,63 @@ const (
 // Config bounds the API.
 type Config struct {
 	// MaxUploadBytes bounds a file.
-	MaxUploadBytes int64 `env:"MAX_UPLOAD_BYTES" envDefault:"10485760"`
+	// Beyond it: 413.
+	MaxUploadBytes int64 `env:"MAX_UPLOAD_BYTES" envDefault:"10485760" range:"1 or more" unit:"bytes"`
+	// MaxDirectUploadBytes bounds a file that a client stores itself. S3 copies no more at once.
+	// Beyond it: 413.
+	MaxDirectUploadBytes int64 `env:"MAX_DIRECT_UPLOAD_BYTES" envDefault:"268435456" range:"1 to 5368709120" unit:"bytes"`
 	// MaxFieldBytes bounds each other field of the form.
-	MaxFieldBytes int64 `env:"MAX_FIELD_BYTES" envDefault:"65536"`
+	// Beyond it: 422.
+	MaxFieldBytes int64 `env:"MAX_FIELD_BYTES" envDefault:"65536" range:"1 or more" unit:"bytes"`
 	// Picture bounds a picture, by its header.
 	Picture sniff.Limits
-	// MaxUploads bounds the uploads in progress; one more is answered 429.
-	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256"`
-	// MaxStreams bounds the event streams that are open; one more is answered 429.
-	MaxStreams int `env:"MAX_STREAMS" envDefault:"2000"`
+	// MaxUploads bounds the uploads in progress.
+	// Beyond it: 429 with Retry-After.
+	MaxUploads int `env:"MAX_CONCURRENT_UPLOADS" envDefault:"256" range:"1 or more" unit:"uploads"`
+	// MaxStreams bounds the event streams that are open.
+	// Beyond it: 429 with Retry-After.
+	MaxStreams int `env:"MAX_STREAMS" envDefault:"2000" range:"1 or more" unit:"streams"`
 	// UploadTimeout bounds reading one upload.
-	UploadTimeout time.Duration `env:"UPLOAD_TIMEOUT" envDefault:"5m"`
+	// Beyond it: 422, the upload is cut off.
+	UploadTimeout time.Duration `env:"UPLOAD_TIMEOUT" envDefault:"5m" range:"100ms or more"`
 	// WaitTimeout bounds how long a query waits for the projection, and for the database. With
 	// what it does besides it answers within 2 s.
-	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"1700ms"`
-	// LongestWait bounds what a client may ask for with wait=.
-	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s"`
-	// MaxWaits bounds the queries that wait for a job's end; one more is answered 429.
-	MaxWaits int `env:"MAX_WAITING_READS" envDefault:"4096"`
+	// Beyond it: 503 with Retry-After.
+	WaitTimeout time.Duration `env:"READ_WAIT_TIMEOUT" envDefault:"1700ms" range:"100ms or more"`
+	// LongestWait bounds what a client may ask for with `wait=`.
+	// Beyond it: 422.
+	LongestWait time.Duration `env:"READ_LONGEST_WAIT" envDefault:"60s" range:"100ms or more"`
+	// MaxWaits bounds the queries that wait for a job's end.
+	// Beyond it: 429 with Retry-After.
+	MaxWaits int `env:"MAX_WAITING_READS" envDefault:"4096" range:"1 or more" unit:"queries"`
 	// IdempotencyTTL is how long Redis remembers a key; the log remembers for ever.
-	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h"`
+	// Beyond it: the read model answers.
+	IdempotencyTTL time.Duration `env:"IDEMPOTENCY_TTL" envDefault:"24h" range:"100ms or more"`
 	// IdempotencySettle is for how long a Redis that came up empty is not believed that it
 	// does not know a key: longer than a submission takes, and than the read model is behind.
-	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m"`
-	// MaxListed bounds the jobs on one page of a list.
-	MaxListed int `env:"LIST_MAX_JOBS" envDefault:"500"`
+	// Beyond it: a submission with a key waits for the projection no more.
+	IdempotencySettle time.Duration `env:"IDEMPOTENCY_SETTLE" envDefault:"2m" range:"100ms or more"`
+	// MaxListed bounds the jobs on one page of a list; a page has 50 where the client does not say.
+	// Beyond it: 422.
+	MaxListed int `env:"LIST_MAX_JOBS" envDefault:"500" range:"1 to 10000" unit:"jobs"`
 	// UsageMaxDays bounds the days that usage is asked for at once.
-	UsageMaxDays int `env:"USAGE_MAX_DAYS" envDefault:"366"`
-	// MaxRevisions bounds how often a job may be retried.
-	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100"`
-	// QueueMaxAge is how long the oldest waiting work of an operation may wait; beyond it, submissions of
-	// that operation are answered 429.
-	QueueMaxAge time.Duration `env:"QUEUE_MAX_AGE" envDefault:"30m"`
+	// Beyond it: 422.
+	UsageMaxDays int `env:"USAGE_MAX_DAYS" envDefault:"366" range:"1 to 3660" unit:"days"`
+	// MaxRevisions bounds how often a job may run: its first time and its retries.
+	// Beyond it: a retry is 409; a redrive leaves the dead letter open.
+	MaxRevisions int32 `env:"JOB_MAX_REVISIONS" envDefault:"100" range:"1 or more" unit:"revisions"`
+	// QueueMaxAge is how long the oldest waiting work of an operation may wait.
+	// Beyond it: submissions of that operation are 429 with Retry-After.
+	QueueMaxAge time.Duration `env:"QUEUE_MAX_AGE" envDefault:"30m" range:"1s or more"`
 	// QueueRefresh is how often the queues are looked at.
-	QueueRefresh time.Duration `env:"QUEUE_REFRESH_INTERVAL" envDefault:"1s"`
+	QueueRefresh time.Duration `env:"QUEUE_REFRESH_INTERVAL" envDefault:"1s" range:"50ms to 30s"`
 	// MaxSpoolBytes bounds what the uploads in progress take on disk, all together.
-	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824"`
-	// SpoolDir holds uploads while they arrive.
-	SpoolDir string `env:"SPOOL_DIR"`
+	// Beyond it: 429 with Retry-After.
+	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824" range:"MAX_UPLOAD_BYTES or more" unit:"bytes"`
+	// SpoolDir holds uploads while they arrive, and pictures while they are worked on. It must be this
+	// user's.
+	// Beyond it: a directory of somebody else ends the program; a full disk is 503.
+	SpoolDir string `env:"SPOOL_DIR" derived:"pixtools-<uid> in the directory for temporary files"`
 }
 
 // Validate names every value out of range.
@@ -95,6 +116,9 @@ func (c Config) Validate() error {
 	positive("MAX_STREAMS", int64(c.MaxStreams))
 	positive("JOB_MAX_REVISIONS", int64(c.MaxRevisions))
 	positive("MAX_WAITING_READS", int64(c.MaxWaits))
+	if c.MaxDirectUploadBytes < 1 || c.MaxDirectUploadBytes > mostDirectBytes {
+		faults = append(faults, fmt.Errorf("MAX_DIRECT_UPLOAD_BYTES is %d: it must be from 1 to %d bytes", c.MaxDirectUploadBytes, int64(mostDirectBytes)))
+	}
 	if c.UsageMaxDays < 1 || c.UsageMaxDays > mostUsageDays {
 		faults = append(faults, fmt.Errorf("USAGE_MAX_DAYS is %d: it must be from 1 to %d days", c.UsageMaxDays, mostUsageDays))
 	}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,10 @@ const (
 type upload struct {
 	// file is nil until the part was seen. Its reader stands at the beginning.
 	file *spooled
+	// token is what stands in the place of a file that the client stored itself; else empty.
+	token string
+	// source is one or the other of them, once it was found.
+	source *source
 	// name is the base of the file's name.
 	name       string
 	operations []string
@@ -55,6 +60,31 @@ type upload struct {
 func (u *upload) Close() {
 	if u.file != nil {
 		u.file.Close()
+	}
+}
+
+// source is the picture of a submission, here or in the object storage.
+type source struct {
+	// field of the form that it came by.
+	field string
+	size  int64
+	io.ReaderAt
+	// hash may read all of it; keep stores it for good, at a key and as a type.
+	hash func(ctx context.Context) ([sha256.Size]byte, error)
+	keep func(ctx context.Context, key string, sum [sha256.Size]byte, contentType string) error
+}
+
+// received is the picture that came with the form.
+func (s *Server) received(file *spooled) *source {
+	return &source{
+		field: "file", size: file.size, ReaderAt: file.ReaderAt,
+		hash: func(context.Context) ([sha256.Size]byte, error) { return file.sha256, nil },
+		keep: func(ctx context.Context, key string, sum [sha256.Size]byte, contentType string) error {
+			if err := s.Store.Put(ctx, key, file, file.size, sum, contentType); err != nil {
+				return unavailable("The file could not be stored.", err)
+			}
+			return nil
+		},
 	}
 }
 
@@ -142,7 +172,7 @@ func (s *Server) readPart(u *upload, fields map[string]string, part *multipart.P
 		}
 		return s.readFile(u, part)
 	}
-	if !slices.Contains([]string{"operations", "idempotency_key", "webhook_url", "operation_params"}, name) {
+	if !slices.Contains([]string{"upload", "operations", "idempotency_key", "webhook_url", "operation_params"}, name) {
 		_, err := io.Copy(io.Discard, part) // as the Python service did
 		return err
 	}
@@ -276,8 +306,12 @@ func noRoom(cause error) error { return unavailable("There is no room to receive
 func (u *upload) interpret(fields map[string]string, headerKey string) error {
 	var faults commands.Invalid
 	fault := func(field, message string) { faults = append(faults, commands.Fault{Field: field, Message: message}) }
-	if u.file == nil {
-		fault("file", "file is missing")
+	u.token = fields["upload"]
+	switch {
+	case u.file == nil && u.token == "":
+		fault("file", "file is missing: send the picture, or in its place the field upload as POST /api/uploads gave it")
+	case u.file != nil && u.token != "":
+		fault("upload", "file and upload are both sent; send one of them")
 	}
 	if text, ok := fields["operations"]; !ok {
 		fault("operations", "operations is missing: a JSON array of names, for instance [\"webp\"]")

@@ -22,25 +22,30 @@ import (
 
 // SagaConfig bounds the saga.
 type SagaConfig struct {
-	// BatchRecords is how many records at most one transaction takes in.
-	BatchRecords int `env:"SAGA_BATCH_RECORDS" envDefault:"2000"`
+	// BatchRecords is how many records at most one poll, and one transaction, takes in.
+	// Beyond it: the rest comes next.
+	BatchRecords int `env:"SAGA_BATCH_RECORDS" envDefault:"2000" range:"1 to 100000" unit:"records"`
 	// CommitInterval is how long what was read may stay uncommitted while no job ends.
-	CommitInterval time.Duration `env:"SAGA_COMMIT_INTERVAL" envDefault:"1s"`
+	// Beyond it: what was read is committed.
+	CommitInterval time.Duration `env:"SAGA_COMMIT_INTERVAL" envDefault:"1s" range:"10ms to 1m"`
 	// Remember is how long an ended job's state is kept after its end, in event
 	// time. A second request under the same idempotency key that raced with the
 	// first must find it; later ones are answered from the read model.
-	Remember time.Duration `env:"SAGA_REMEMBER" envDefault:"168h"`
+	// Beyond it: the job is forgotten; a repeat of all of it counts as new.
+	Remember time.Duration `env:"SAGA_REMEMBER" envDefault:"168h" range:"1m or more"`
 	// TransactionTimeout is when the broker aborts a transaction whose saga died.
 	// Until then read_committed consumers of those partitions wait.
-	TransactionTimeout time.Duration `env:"SAGA_TRANSACTION_TIMEOUT" envDefault:"10s"`
+	TransactionTimeout time.Duration `env:"SAGA_TRANSACTION_TIMEOUT" envDefault:"10s" range:"1s to 10s"`
 	// RestoreTimeout bounds reading one partition of the changelog.
-	RestoreTimeout time.Duration `env:"SAGA_RESTORE_TIMEOUT" envDefault:"2m"`
+	// Beyond it: the session begins anew.
+	RestoreTimeout time.Duration `env:"SAGA_RESTORE_TIMEOUT" envDefault:"2m" range:"1s or more"`
 	// RetryAfter is the pause after the saga lost its brokers or its transactional id.
-	RetryAfter time.Duration `env:"SAGA_RETRY_AFTER" envDefault:"500ms"`
-	// JobDeadline bounds a job's revision, from its request to its end: then what has no
-	// outcome has failed. It looks for such jobs every TickInterval.
-	JobDeadline  time.Duration `env:"JOB_DEADLINE" envDefault:"24h"`
-	TickInterval time.Duration `env:"SAGA_TICK_INTERVAL" envDefault:"10s"`
+	RetryAfter time.Duration `env:"SAGA_RETRY_AFTER" envDefault:"500ms" range:"10ms to 1m"`
+	// JobDeadline bounds a job's revision, from its request to its end, waiting included.
+	// Beyond it: what has no outcome: a dead letter and OperationFailed, `deadline`, kind INTERNAL.
+	JobDeadline time.Duration `env:"JOB_DEADLINE" envDefault:"24h" range:"1s to 8760h"`
+	// TickInterval is how often the saga looks for jobs that are past their deadline.
+	TickInterval time.Duration `env:"SAGA_TICK_INTERVAL" envDefault:"10s" range:"10ms to 1h"`
 }
 
 // Validate names every value out of range.

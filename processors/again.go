@@ -19,9 +19,10 @@ import (
 
 // AgainConfig says what counts as the same picture.
 type AgainConfig struct {
-	// MinPSNR, in decibels, is how like the recorded result a picture must be that another
-	// engine or model makes. From about 40 on, people see no difference.
-	MinPSNR float64 `env:"REEXECUTE_MIN_PSNR" envDefault:"40"`
+	// MinPSNR is how like the recorded result a picture must be that another engine or model makes.
+	// From about 40 on, people see no difference.
+	// Beyond it: less is a finding.
+	MinPSNR float64 `env:"REEXECUTE_MIN_PSNR" envDefault:"40" range:"10 to 100" unit:"decibels"`
 }
 
 // Bounds of MinPSNR.

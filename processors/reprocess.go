@@ -24,9 +24,10 @@ import (
 // ReprocessConfig keeps reprocessing behind live work.
 type ReprocessConfig struct {
 	// Rate is how many results are made, or replaced, a second at most.
-	Rate float64 `env:"REPROCESS_RATE" envDefault:"20"`
+	// Beyond it: the next waits.
+	Rate float64 `env:"REPROCESS_RATE" envDefault:"20" range:"0.01 to 10000" unit:"results a second"`
 	// LookInterval is how long it waits, while live work waits, before it looks again.
-	LookInterval time.Duration `env:"REPROCESS_LOOK_INTERVAL" envDefault:"1s"`
+	LookInterval time.Duration `env:"REPROCESS_LOOK_INTERVAL" envDefault:"1s" range:"10ms to 1m"`
 }
 
 // Validate names every value out of range.

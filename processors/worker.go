@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
@@ -32,20 +33,29 @@ import (
 
 // WorkerConfig bounds a worker.
 type WorkerConfig struct {
-	// MaxAttempts bounds the attempts that this process saw fail: a child that crashed,
-	// stalled or took too long over the picture.
-	MaxAttempts int32 `env:"PROCESS_MAX_ATTEMPTS" envDefault:"3"`
-	// MaxStarts bounds all attempts in the log, those included that ended with their
-	// process. A process that is killed or stopped says little against the picture, since
+	// MaxAttempts bounds the attempts at an operation that this process saw fail: a child that
+	// crashed, stalled or took too long over the picture.
+	// Beyond it: OperationFailed, `attempts_used_up`, kind INTERNAL.
+	MaxAttempts int32 `env:"PROCESS_MAX_ATTEMPTS" envDefault:"3" range:"1 to 100" unit:"attempts"`
+	// MaxStarts bounds all attempts in the log, per operation and revision, those included that ended
+	// with their process. A process that is killed or stopped says little against the picture, since
 	// that is worked on in a child; so this is the more generous bound.
-	MaxStarts int32 `env:"PROCESS_MAX_STARTS" envDefault:"20"`
-	// Timeout bounds one conversion.
-	Timeout time.Duration `env:"PROCESS_TIMEOUT" envDefault:"5m"`
-	// GiveUpAfter bounds how long storage that is away is waited for, from the first time
-	// that it was.
-	GiveUpAfter time.Duration `env:"PROCESS_GIVE_UP_AFTER" envDefault:"1h"`
-	// KnownJobs is how many jobs' states the worker keeps in memory.
-	KnownJobs int `env:"PROCESS_KNOWN_JOBS" envDefault:"50000"`
+	// Beyond it: as with MaxAttempts.
+	MaxStarts int32 `env:"PROCESS_MAX_STARTS" envDefault:"20" range:"PROCESS_MAX_ATTEMPTS to 1000" unit:"attempts"`
+	// Timeout bounds one conversion, from when a child is free.
+	// Beyond it: the child is killed; the attempt counts.
+	Timeout time.Duration `env:"PROCESS_TIMEOUT" envDefault:"5m" range:"1s to 24h"`
+	// GiveUpAfter bounds how long storage is waited for, from the first failure, where a source cannot
+	// be fetched or a result cannot be stored.
+	// Beyond it: OperationFailed, `source_unavailable` or `artifact_not_stored`, kind WORLD.
+	GiveUpAfter time.Duration `env:"PROCESS_GIVE_UP_AFTER" envDefault:"1h" range:"1s or more"`
+	// KnownJobs is how many jobs' states the worker keeps in memory, per operation.
+	// Beyond it: the least recently used is forgotten; its work may be repeated, its outcome is not
+	// lost.
+	KnownJobs int `env:"PROCESS_KNOWN_JOBS" envDefault:"50000" range:"1000 or more" unit:"jobs"`
+	// SpoolBytes bounds what the sources at hand take on disk: those of one operation in this process.
+	// Beyond it: the next one waits; one that is larger than all of it is taken alone.
+	SpoolBytes int64 `env:"PROCESS_SPOOL_BYTES" envDefault:"1073741824" range:"1048576 to 1125899906842624" unit:"bytes"`
 }
 
 // Validate names every value out of range.
@@ -65,6 +75,9 @@ func (c WorkerConfig) Validate() error {
 	}
 	if c.KnownJobs < 1000 {
 		faults = append(faults, fmt.Errorf("PROCESS_KNOWN_JOBS is %d: it must be 1000 jobs or more", c.KnownJobs))
+	}
+	if c.SpoolBytes < 1<<20 || c.SpoolBytes > 1<<50 {
+		faults = append(faults, fmt.Errorf("PROCESS_SPOOL_BYTES is %d: it must be from %d to %d bytes", c.SpoolBytes, 1<<20, int64(1)<<50))
 	}
 	return errors.Join(faults...)
 }
@@ -89,6 +102,8 @@ type Worker struct {
 	// spool is a directory for files that are being worked on; name tells
 	// this process from others, for diagnosis.
 	spool, name string
+	// room is what is left of SpoolBytes.
+	room *semaphore.Weighted
 
 	// mu guards the read-fold-write of jobs: the subscriber's poll loop (Notice),
 	// its partitions' goroutines (CatchUp) and the handlers all fold into it. It guards
@@ -123,7 +138,7 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 		return nil, err
 	}
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
+		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, room: semaphore.NewWeighted(cfg.SpoolBytes), working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
 }
 
 // Notice sees every record of the log in order, before those that the worker is to
@@ -254,6 +269,11 @@ func (w *Worker) handle(ctx context.Context, request task) error {
 	if !waits(state, w.operation.Name) {
 		return nil // done, or cancelled, as the log already tells
 	}
+	leave, err := w.takeRoom(ctx, state.GetSource().GetBytes())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	source, err := fetch(ctx, w.store, w.spool, state.GetSource().GetKey(), state.GetSource().GetSha256())
 	if err != nil {
 		return w.withoutSource(ctx, request, state, err)
@@ -267,6 +287,16 @@ func (w *Worker) handle(ctx context.Context, request task) error {
 		return nil // however far it came: nobody waits for it any more
 	}
 	return err
+}
+
+// takeRoom waits until the disk may take a source of that size. Who came first goes first, so that a large
+// source gets its room in the end. Whoever has room goes on by itself, whatever waits.
+func (w *Worker) takeRoom(ctx context.Context, bytes int64) (leave func(), err error) {
+	bytes = min(max(bytes, 0), w.cfg.SpoolBytes)
+	if err := w.room.Acquire(ctx, bytes); err != nil {
+		return nil, err
+	}
+	return func() { w.room.Release(bytes) }, nil
 }
 
 // errNoAttempt ends a conversion whose turn has come when nobody waits for it any more.

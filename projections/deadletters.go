@@ -16,11 +16,12 @@ import (
 
 // DeadLetterConfig bounds the view of the dead letters.
 type DeadLetterConfig struct {
-	// Kept is how many dead letters are in the view: beyond it the oldest leave it, those
-	// that are closed first. They stay in the topic.
-	Kept int `env:"DEAD_LETTERS_KEPT" envDefault:"100000"`
+	// Kept is how many dead letters are in the view.
+	// Beyond it: the oldest leave it, those that are closed first; they stay in the topic.
+	Kept int `env:"DEAD_LETTERS_KEPT" envDefault:"100000" range:"1 to 10000000" unit:"dead letters"`
 	// Retention is how long the topic keeps them. It applies when the topic is made.
-	Retention time.Duration `env:"DEAD_LETTERS_RETENTION" envDefault:"2160h"`
+	// Beyond it: Kafka removes them.
+	Retention time.Duration `env:"DEAD_LETTERS_RETENTION" envDefault:"2160h" range:"1h or more"`
 }
 
 // Validate names every value out of range.

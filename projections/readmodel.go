@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
 	"strings"
 	"time"
 
@@ -29,20 +30,31 @@ const Schema = "pixtools_read"
 
 // Config reaches the database.
 type Config struct {
-	URL string `env:"DATABASE_URL"`
+	// URL is where PostgreSQL is, as pgx understands it: `sslmode`, `sslrootcert` and others are
+	// parameters of it; `postgresql+asyncpg://` is accepted. Unset: it runs embedded.
+	// Beyond it: the program ends where PostgreSQL refuses the user, the database or TLS; where it
+	// does not answer, it is waited for.
+	URL string `env:"DATABASE_URL" secret:"url" example:"postgres://user:password@db/pixtools?sslmode=verify-full&sslrootcert=/etc/ssl/private-ca.pem"`
 	// MaxConns bounds the connections of this process.
-	MaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16"`
-	// ConnectTimeout bounds opening one connection, QueryTimeout one query.
-	ConnectTimeout time.Duration `env:"DATABASE_CONNECT_TIMEOUT" envDefault:"1s"`
-	QueryTimeout   time.Duration `env:"DATABASE_QUERY_TIMEOUT" envDefault:"1500ms"`
+	// Beyond it: queries wait, then 503.
+	MaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16" range:"2 or more" unit:"connections"`
+	// ConnectTimeout bounds opening one connection.
+	// Beyond it: 503.
+	ConnectTimeout time.Duration `env:"DATABASE_CONNECT_TIMEOUT" envDefault:"1s" range:"10ms to 1m"`
+	// QueryTimeout bounds one query of the API, and one for a tenant's key.
+	// Beyond it: 503.
+	QueryTimeout time.Duration `env:"DATABASE_QUERY_TIMEOUT" envDefault:"1500ms" range:"10ms to 1m"`
 	// ApplyTimeout bounds the projector's transaction.
-	ApplyTimeout time.Duration `env:"PROJECTOR_APPLY_TIMEOUT" envDefault:"30s"`
+	// Beyond it: the session begins anew.
+	ApplyTimeout time.Duration `env:"PROJECTOR_APPLY_TIMEOUT" envDefault:"30s" range:"10ms to 1m"`
 	// BatchRecords is how many records at most one transaction applies.
-	BatchRecords int `env:"PROJECTOR_BATCH_RECORDS" envDefault:"2000"`
+	// Beyond it: the rest comes next.
+	BatchRecords int `env:"PROJECTOR_BATCH_RECORDS" envDefault:"2000" range:"1 to 1000000" unit:"records"`
 	// CachedJobs is how many folded jobs the projector keeps in memory.
-	CachedJobs int `env:"PROJECTOR_CACHED_JOBS" envDefault:"20000"`
+	// Beyond it: read from the table.
+	CachedJobs int `env:"PROJECTOR_CACHED_JOBS" envDefault:"20000" range:"1 to 1000000" unit:"jobs"`
 	// RetryAfter is the pause before the projector tries again after a fault.
-	RetryAfter time.Duration `env:"PROJECTOR_RETRY_AFTER" envDefault:"500ms"`
+	RetryAfter time.Duration `env:"PROJECTOR_RETRY_AFTER" envDefault:"500ms" range:"10ms to 1m"`
 }
 
 // Validate names every value out of range.
@@ -70,11 +82,20 @@ func (c Config) Validate() error {
 	return errors.Join(faults...)
 }
 
+var sslParameter = regexp.MustCompile(`([?&])ssl=`)
+
 func (c Config) poolConfig() (*pgxpool.Config, error) {
-	// The Python service's configuration named its driver in the scheme.
-	pc, err := pgxpool.ParseConfig(strings.Replace(c.URL, "postgresql+asyncpg://", "postgresql://", 1))
+	// The Python service's configuration named its driver in the scheme, and that driver calls
+	// sslmode ssl.
+	address := c.URL
+	if rest, python := strings.CutPrefix(address, "postgresql+asyncpg://"); python {
+		address = sslParameter.ReplaceAllString("postgresql://"+rest, "${1}sslmode=")
+	}
+	pc, err := pgxpool.ParseConfig(address)
 	if err != nil {
-		return nil, fmt.Errorf("DATABASE_URL: %w", err)
+		// pgx quotes the address first, and where it cannot parse it, with the password.
+		_, why, _ := strings.Cut(err.Error()[strings.LastIndexByte(err.Error(), '`')+1:], ": ")
+		return nil, fmt.Errorf("DATABASE_URL cannot be used: %s; it is of the form postgres://user:password@host/database?sslmode=verify-full&sslrootcert=FILE (characters such as @ in the password are written %%40)", why)
 	}
 	return pc, nil
 }

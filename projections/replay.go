@@ -20,19 +20,22 @@ import (
 
 // ReplayConfig bounds a replay.
 type ReplayConfig struct {
-	// Workers fold and write side by side, each some of the partitions; 0: one a core.
-	Workers int `env:"REPLAY_WORKERS" envDefault:"0"`
-	// HeldJobs is how many folded jobs all workers together keep in memory. A job that comes
-	// back after it was let go is read from the table.
-	HeldJobs int `env:"REPLAY_HELD_JOBS" envDefault:"20000"`
-	// FilterBytes is the memory in which all workers together remember, roughly, which jobs
-	// are in the table. With too little of it, jobs are looked for that are not there.
-	FilterBytes int `env:"REPLAY_FILTER_BYTES" envDefault:"33554432"`
+	// Workers is how many fold and write side by side, each some of the partitions; 0: one a core.
+	Workers int `env:"REPLAY_WORKERS" envDefault:"0" range:"0 to 256" unit:"workers"`
+	// HeldJobs is how many folded jobs all workers together keep in memory.
+	// Beyond it: written, and read again if they come back.
+	HeldJobs int `env:"REPLAY_HELD_JOBS" envDefault:"20000" range:"1 to 10000000" unit:"jobs"`
+	// FilterBytes is the memory in which all workers together remember, roughly, which jobs are in the
+	// table.
+	// Beyond it: with many more jobs than bytes, jobs are looked for in vain: slower.
+	FilterBytes int `env:"REPLAY_FILTER_BYTES" envDefault:"33554432" range:"1 KiB to 1 GiB" unit:"bytes"`
 	// Schemas is how many read models there may be beside the live one.
-	Schemas int `env:"REPLAY_SCHEMAS" envDefault:"4"`
-	// SwapTimeout is how long a swap may hold the live projection up; then it lets go and
-	// tries again. Queries that wait for the projection wait that long.
-	SwapTimeout time.Duration `env:"REPLAY_SWAP_TIMEOUT" envDefault:"1s"`
+	// Beyond it: the next rebuild is refused; `--drop` one.
+	Schemas int `env:"REPLAY_SCHEMAS" envDefault:"4" range:"1 to 100" unit:"read models"`
+	// SwapTimeout is how long a swap may hold the live projection up. Queries that wait for the
+	// projection wait that long.
+	// Beyond it: it lets go, and the swap is tried again, 20 times.
+	SwapTimeout time.Duration `env:"REPLAY_SWAP_TIMEOUT" envDefault:"1s" range:"10ms to 1m"`
 }
 
 // Validate names every value out of range.

@@ -6,7 +6,8 @@
 # 1. The Protobuf files keep to buf's rules, and break nothing that was released.
 # 2. What is generated from them is what is committed: events/*.pb.go, descriptors.binpb.
 # 3. openapi.json is what the binary says, and a parser that is not ours accepts it.
-# 4. asyncapi.yaml is accepted by AsyncAPI's own parser and describes every record of the
+# 4. docs/configuration.md and .env.example are what the fields of the configuration say.
+# 5. asyncapi.yaml is accepted by AsyncAPI's own parser and describes every record of the
 #    corpus.
 #
 # released/v1.binpb is the schema as consumers know it, made by
@@ -51,6 +52,7 @@ eval "$(sh "$root/internal/native/env.sh")"
 (cd "$root" && go build -o build/bin/pixtools ./cmd/pixtools)
 "$root/build/bin/pixtools" openapi >"$temporary/openapi.json"
 cmp -s "$temporary/openapi.json" openapi.json || fault "openapi.json is stale; run make generate"
+(cd "$root" && go run ./internal/configdoc -check) || failed=1
 
 NODE_MODULES="$root/build/schemas/node_modules" node "$root/internal/lint/schemas.mjs" || failed=1
 exit $failed

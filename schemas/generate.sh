@@ -10,3 +10,4 @@ eval "$(sh "$root/internal/native/env.sh")"
 (cd "$root" && go build -o build/bin/pixtools ./cmd/pixtools)
 "$root/build/bin/pixtools" openapi >"$root/build/openapi.json" # beside, since a failure must not leave half a file
 mv "$root/build/openapi.json" "$root/schemas/openapi.json"
+(cd "$root" && go run ./internal/configdoc)

@@ -15,10 +15,14 @@ export async function formatOf(file) {
 // limit is a number of bytes as the server names its limit.
 export const limit = (bytes) => bytes % (1 << 20) === 0 ? `${bytes / (1 << 20)}MB` : `${bytes} bytes`;
 
+// largest is how many bytes a file may have: one that is too large for the API goes to the storage server.
+export const largest = (settings) => Math.max(settings.max_upload_bytes, settings.max_direct_upload_bytes);
+
 // ofFile is what is wrong with a file, or "". picture has format, width and height, as far as
 // they are known.
 export function ofFile(file, picture, settings) {
-  const { max_upload_bytes: most, accepted_types: types, max_image_side: side, max_image_pixels: pixels } = settings;
+  const { accepted_types: types, max_image_side: side, max_image_pixels: pixels } = settings;
+  const most = largest(settings);
   const type = file.type || "application/octet-stream"; // as the browser would send it
   if (!types.includes(type)) return `Unsupported file type: ${type}. Accepted: [${types.join(", ")}]`;
   if (file.size > most) return `File exceeds ${limit(most)} limit`;

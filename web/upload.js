@@ -27,7 +27,7 @@ export async function upload(root) {
   const input = h("input", { id: "file", type: "file", multiple: true, accept: server.accepted_types.join(","), className: "hidden-text", onchange: () => { add(input.files); input.value = ""; } });
   const drop = h("label", { id: "drop", className: "drop", htmlFor: "file" }, input,
     h("span", { className: "drop-title" }, "Drop pictures here, paste them, or ", h("span", { className: "link" }, "choose files")),
-    h("span", { className: "hint" }, `JPEG, PNG, WebP or AVIF, up to ${checks.limit(server.max_upload_bytes)} each`));
+    h("span", { className: "hint" }, `JPEG, PNG, WebP or AVIF, up to ${checks.limit(checks.largest(server))} each`));
   const form = h("form", { id: "form", noValidate: true, onsubmit: (event) => { event.preventDefault(); submit(); } },
     drop, list,
     h("fieldset", { className: "operations" }, h("legend", {}, "Make of it"), operations.map((one) => one.card)),

@@ -258,9 +258,9 @@ func (l *legacyImport) openForWriting(ctx context.Context) error {
 	}
 	l.seal = secrets.New(l.pool, cfg.Read.QueryTimeout)
 	if cfg.RedisURL != "" {
-		options, err := redis.ParseURL(cfg.RedisURL)
+		options, err := cfg.redis()
 		if err != nil {
-			return fmt.Errorf("REDIS_URL: %w", err)
+			return err
 		}
 		l.claims = redis.NewClient(options)
 		l.ends = append(l.ends, func() { _ = l.claims.Close() })

@@ -113,7 +113,10 @@ func withReplayer(ctx context.Context, do func(*projections.Replayer) error) err
 
 // replayer makes one for the parts.
 func (p *parts) replayer(ctx context.Context) (*projections.Replayer, error) {
-	opts := []kgo.Opt{kgo.SeedBrokers(p.cfg.Kafka.Brokers...), kgo.ClientID(p.cfg.Kafka.ClientID), kgo.DialTimeout(p.cfg.Kafka.DialTimeout), kgo.DisableClientMetrics()}
+	opts, err := p.cfg.Kafka.Options()
+	if err != nil {
+		return nil, err
+	}
 	logID, err := logIDOf(ctx, opts)
 	if err != nil {
 		return nil, err
@@ -132,6 +135,9 @@ func logIDOf(ctx context.Context, opts []kgo.Opt) ([16]byte, error) {
 	}
 	defer client.Close()
 	id, err := kafka.TopicID(ctx, client, events.Topic)
+	if refused := kafka.Refused(err); refused != nil {
+		return id, refused
+	}
 	if err != nil {
 		return id, fmt.Errorf("find the log: %w", err)
 	}

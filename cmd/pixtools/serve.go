@@ -21,6 +21,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/caarlos0/env/v11"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -79,6 +80,9 @@ func serveCommand() *cobra.Command {
 			}
 			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
 			slog.SetDefault(log)
+			for _, doubt := range misspelt(env.ToMap(os.Environ())) {
+				log.Warn(doubt)
+			}
 			return serve(cmd.Context(), cfg, roles, log)
 		},
 	}
@@ -92,6 +96,7 @@ type services struct {
 	log       *slog.Logger
 	kafka     *kgo.Client
 	publisher *kafka.Publisher
+	toBrokers []kgo.Opt
 	logID     [16]byte
 	db        *pgxpool.Pool
 	store     *blob.Store
@@ -160,6 +165,9 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return fmt.Errorf("an embedded part ended: %w; start pixtools again", err)
 		}
 	})
+	if slices.Contains(roles, "api") || slices.Contains(roles, "ml") { // the others need none
+		group.Go(func() error { return s.greetRedis(ctx) })
+	}
 	group.Go(func() error {
 		s.announceSchemas(ctx)
 		return nil
@@ -225,11 +233,7 @@ func profile(ctx context.Context, group *errgroup.Group, address string) error {
 }
 
 func listen(cfg config) (net.Listener, error) {
-	host := cfg.Host
-	if host == "" && cfg.needs() != (embedded.Needs{}) {
-		host = "127.0.0.1" // a laptop's PixTools has no keys yet: not for the network
-	}
-	address := net.JoinHostPort(host, strconv.Itoa(cfg.Port))
+	address := net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port))
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w; stop what uses the port, or set PORT to another", address, err)
@@ -241,6 +245,9 @@ func listen(cfg config) (net.Listener, error) {
 func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Logger) (*services, error) {
 	s := &services{cfg: cfg, log: log, embedded: needs, precedence: engine.NewPrecedence(cfg.Denoise)}
 	var err error
+	if s.toBrokers, err = cfg.Kafka.Options(); err != nil {
+		return nil, err
+	}
 	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
 		return nil, err
 	}
@@ -254,9 +261,9 @@ func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Lo
 	if s.db, err = projections.Open(cfg.Read, projections.Schema); err != nil {
 		return nil, err
 	}
-	options, err := redis.ParseURL(cfg.RedisURL)
+	options, err := cfg.redis()
 	if err != nil {
-		return nil, fmt.Errorf("REDIS_URL: %w", err)
+		return nil, err
 	}
 	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = cfg.RedisTimeout, cfg.RedisTimeout, cfg.RedisTimeout
 	options.PoolTimeout, options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = cfg.RedisTimeout, -1, 1, true
@@ -308,7 +315,7 @@ func persist(ctx context.Context, log *slog.Logger, name string, prepare func(co
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if refused := hopeless(err); refused != nil {
+		if refused := errors.Join(hopeless(err), distrust(name, err)); refused != nil {
 			return refused
 		}
 		log.Warn("waiting for a part", "part", name, "error", err)
@@ -328,13 +335,13 @@ func hopeless(err error) error {
 	case errors.Is(err, kafka.ErrPartitionCount), errors.Is(err, kafka.ErrTopicSettings):
 		return err
 	case errors.Is(err, blob.ErrRefused):
-		return fmt.Errorf("S3 refuses us: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may read, write and list AWS_S3_BUCKET and set its lifecycle, and start pixtools again: %w", err)
+		return fmt.Errorf("S3 refuses us: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may read, write and list AWS_S3_BUCKET and set its lifecycle and, with S3_CORS_ORIGINS, its CORS rules, and start pixtools again: %w", err)
 	case !errors.As(err, &answer):
 		return nil
 	}
 	switch answer.Code {
 	case "28P01", "28000": // wrong password, unknown user
-		return fmt.Errorf("PostgreSQL refuses us: set DATABASE_URL to a user and a password that it knows, and start pixtools again: %w", err)
+		return fmt.Errorf("PostgreSQL refuses us: set DATABASE_URL to a user and a password that it knows, and with the sslmode that it asks for, and start pixtools again: %w", err)
 	case "3D000":
 		return fmt.Errorf("PostgreSQL has no such database: create it, or set DATABASE_URL to one that is there, and start pixtools again: %w", err)
 	}
@@ -393,6 +400,9 @@ func (s *services) prepareDatabase(ctx context.Context) error {
 
 func (s *services) prepareStore(ctx context.Context) error {
 	if err := s.store.EnsureBucket(ctx); err != nil {
+		return err
+	}
+	if _, err := s.store.EnsureCORS(ctx); err != nil {
 		return err
 	}
 	applied, err := s.store.EnsureLifecycle(ctx)
@@ -502,9 +512,10 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 	return nil
 }
 
+// brokers are the options of clients that read franz-go directly.
 func (s *services) brokers() []kgo.Opt {
-	return []kgo.Opt{kgo.SeedBrokers(s.cfg.Kafka.Brokers...), kgo.ClientID(s.cfg.Kafka.ClientID), kgo.ProducerLinger(0), kgo.DisableClientMetrics(),
-		kgo.SessionTimeout(s.cfg.Consumer.SessionTimeout), kgo.HeartbeatInterval(s.cfg.Consumer.HeartbeatInterval)}
+	return append(slices.Clone(s.toBrokers), kgo.ProducerLinger(0),
+		kgo.SessionTimeout(s.cfg.Consumer.SessionTimeout), kgo.HeartbeatInterval(s.cfg.Consumer.HeartbeatInterval))
 }
 
 func (s *services) saga(ctx context.Context, group *errgroup.Group) error {

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +30,7 @@ import (
 // submission is what the submit command was told.
 type submission struct {
 	server, ops, params, key, webhook string
-	wait, quiet                       bool
+	wait, quiet, direct               bool
 	timeout                           time.Duration
 	out                               string
 }
@@ -53,6 +55,7 @@ func submitCommand() *cobra.Command {
 	flags.BoolVar(&s.wait, "wait", false, "wait until the job has ended")
 	flags.DurationVar(&s.timeout, "timeout", 10*time.Minute, "how long to wait")
 	flags.StringVar(&s.out, "out", "", "with --wait: download the results into this directory")
+	flags.BoolVar(&s.direct, "direct", false, "store the file in the object storage itself, and not through the API: for large files")
 	flags.BoolVar(&s.quiet, "quiet", false, "no progress on standard error")
 	_ = cmd.MarkFlagRequired("ops")
 	return cmd
@@ -114,8 +117,9 @@ func (s submission) report(ctx context.Context, out io.Writer, op string, job ap
 
 // upload sends the form, and again under the same key while the server is away.
 func (s submission) upload(ctx context.Context, file string) (api.Accepted, string, error) {
+	var stored string // what was stored for it, by --direct
 	for {
-		accepted, position, again, err := s.send(ctx, file)
+		accepted, position, again, err := s.send(ctx, file, &stored)
 		if err == nil || !again {
 			return accepted, position, err
 		}
@@ -134,7 +138,7 @@ func (s submission) tell(format string, args ...any) {
 	}
 }
 
-func (s submission) send(ctx context.Context, file string) (accepted api.Accepted, position string, again bool, err error) {
+func (s submission) send(ctx context.Context, file string, stored *string) (accepted api.Accepted, position string, again bool, err error) {
 	source, err := os.Open(filepath.Clean(file))
 	if err != nil {
 		return accepted, "", false, err
@@ -144,53 +148,127 @@ func (s submission) send(ctx context.Context, file string) (accepted api.Accepte
 	if err != nil {
 		return accepted, "", false, err
 	}
-	head, tail, contentType, err := s.form(source, info.Name())
+	kind, err := kindOf(source)
 	if err != nil {
 		return accepted, "", false, err
 	}
-	bar := s.bar(info.Size(), "uploading")
-	body := io.MultiReader(head, io.TeeReader(source, bar), tail)
+	if s.direct && *stored == "" {
+		if *stored, again, err = s.store(ctx, source, info, kind); err != nil {
+			return accepted, "", again, err
+		}
+	}
+	head, tail, contentType, err := s.form(info.Name(), kind, *stored)
+	if err != nil {
+		return accepted, "", false, err
+	}
+	body, size := io.MultiReader(head, tail), int64(head.Len()+tail.Len())
+	if *stored == "" {
+		bar := s.bar(info.Size(), "uploading")
+		defer func() { _ = bar.Finish() }()
+		body, size = io.MultiReader(head, io.TeeReader(source, bar), tail), size+info.Size()
+	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, s.server+"/api/process", body)
 	if err != nil {
 		return accepted, "", false, err
 	}
-	request.ContentLength = int64(head.Len()) + info.Size() + int64(tail.Len())
+	request.ContentLength = size
 	request.Header.Set("Content-Type", contentType)
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return accepted, "", ctx.Err() == nil, fmt.Errorf("cannot reach %s: %w", s.server, errors.Unwrap(err))
 	}
 	defer response.Body.Close()
-	_ = bar.Finish()
 	if response.StatusCode != http.StatusAccepted {
-		busy := response.StatusCode == http.StatusServiceUnavailable || response.StatusCode == http.StatusTooManyRequests
-		return accepted, "", busy, refusal(response)
+		return accepted, "", busy(response), refusal(response)
 	}
 	err = json.NewDecoder(response.Body).Decode(&accepted)
 	return accepted, response.Header.Get(api.PositionHeader), false, err
 }
 
-// form is what stands before and after the file, so that the file itself streams.
-func (s submission) form(file io.ReadSeeker, name string) (head, tail *bytes.Buffer, contentType string, err error) {
+// busy says whether the same request may be answered otherwise later.
+func busy(response *http.Response) bool {
+	return response.StatusCode == http.StatusServiceUnavailable || response.StatusCode == http.StatusTooManyRequests
+}
+
+// store sends the file to the object storage and returns what the API knows it by. The file is read twice:
+// with its hash announced, the storage takes these bytes and no others, and the API need not read them.
+func (s submission) store(ctx context.Context, source io.ReadSeeker, info os.FileInfo, kind string) (token string, again bool, err error) {
+	hash := sha256.New()
+	if _, err := io.Copy(hash, source); err != nil {
+		return "", false, err
+	}
+	if _, err := source.Seek(0, io.SeekStart); err != nil {
+		return "", false, err
+	}
+	wish, err := json.Marshal(api.UploadRequest{ContentType: kind, Bytes: info.Size(), SHA256: hex.EncodeToString(hash.Sum(nil)), FileName: info.Name()})
+	if err != nil {
+		return "", false, err
+	}
+	ask, err := http.NewRequestWithContext(ctx, http.MethodPost, s.server+"/api/uploads", bytes.NewReader(wish))
+	if err != nil {
+		return "", false, err
+	}
+	ask.Header.Set("Content-Type", "application/json")
+	answer, err := http.DefaultClient.Do(ask)
+	if err != nil {
+		return "", ctx.Err() == nil, fmt.Errorf("cannot reach %s: %w", s.server, errors.Unwrap(err))
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return "", busy(answer), refusal(answer)
+	}
+	var signed api.Upload
+	if err := json.NewDecoder(answer.Body).Decode(&signed); err != nil {
+		return "", false, err
+	}
+	bar := s.bar(info.Size(), "uploading")
+	defer func() { _ = bar.Finish() }()
+	put, err := http.NewRequestWithContext(ctx, signed.Method, signed.URL, io.TeeReader(source, bar))
+	if err != nil {
+		return "", false, err
+	}
+	put.ContentLength = info.Size()
+	for name, value := range signed.Headers {
+		put.Header.Set(name, value)
+	}
+	kept, err := http.DefaultClient.Do(put)
+	if err != nil {
+		return "", ctx.Err() == nil, fmt.Errorf("cannot reach the object storage at %s: %w", put.URL.Host, errors.Unwrap(err))
+	}
+	defer kept.Body.Close()
+	if kept.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(kept.Body, 1<<10))
+		return "", kept.StatusCode >= http.StatusInternalServerError, fmt.Errorf("the object storage answered %s to the file: %s", kept.Status, why)
+	}
+	return signed.Upload, false, nil
+}
+
+// kindOf is the content type that the file's first bytes show; the file then stands at its beginning.
+func kindOf(file io.ReadSeeker) (string, error) {
 	var start [512]byte
 	n, err := io.ReadFull(file, start[:])
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return nil, nil, "", err
+		return "", err
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return nil, nil, "", err
+		return "", err
 	}
-	kind := http.DetectContentType(start[:n])
 	if n >= 12 && string(start[4:8]) == "ftyp" {
-		kind = "image/avif"
+		return "image/avif", nil
 	}
+	return http.DetectContentType(start[:n]), nil
+}
+
+// form is what stands before and after the file, so that the file itself streams. Where it is stored
+// already, there is none in the form.
+func (s submission) form(name, kind, stored string) (head, tail *bytes.Buffer, contentType string, err error) {
 	ops, err := json.Marshal(strings.Split(s.ops, ","))
 	if err != nil {
 		return nil, nil, "", err
 	}
 	head = &bytes.Buffer{}
 	w := multipart.NewWriter(head)
-	for field, value := range map[string]string{"operations": string(ops), "idempotency_key": s.key, "webhook_url": s.webhook, "operation_params": s.params} {
+	for field, value := range map[string]string{"operations": string(ops), "idempotency_key": s.key, "webhook_url": s.webhook, "operation_params": s.params, "upload": stored} {
 		if value == "" {
 			continue
 		}
@@ -198,13 +276,17 @@ func (s submission) form(file io.ReadSeeker, name string) (head, tail *bytes.Buf
 			return nil, nil, "", err
 		}
 	}
+	end := "\r\n--" + w.Boundary() + "--\r\n"
+	if stored != "" {
+		return head, bytes.NewBufferString(end), w.FormDataContentType(), nil
+	}
 	h := textproto.MIMEHeader{}
 	h.Set("Content-Disposition", multipart.FileContentDisposition("file", name))
 	h.Set("Content-Type", kind)
 	if _, err := w.CreatePart(h); err != nil {
 		return nil, nil, "", err
 	}
-	return head, bytes.NewBufferString("\r\n--" + w.Boundary() + "--\r\n"), w.FormDataContentType(), nil
+	return head, bytes.NewBufferString(end), w.FormDataContentType(), nil
 }
 
 func (s submission) bar(size int64, what string) *progressbar.ProgressBar {

@@ -38,13 +38,13 @@ func TestUI(t *testing.T) {
 	variables := embeddedEnv(t)
 	kafkaPort := freePort(t)
 	variables["PIXTOOLS_EMBEDDED_KAFKA_PORT"] = kafkaPort
-	variables["MAX_UPLOAD_BYTES"], variables["SPOOL_MAX_BYTES"] = "1048576", "100000000"
+	variables["MAX_UPLOAD_BYTES"], variables["SPOOL_MAX_BYTES"], variables["MAX_DIRECT_UPLOAD_BYTES"] = "1048576", "100000000", "2097152"
 	variables["MAX_IMAGE_SIDE"], variables["MAX_IMAGE_PIXELS"] = "17000", "10000000"
 	variables["DENOISE_TILE"], variables["DENOISE_NICE"] = "216", "0"
 	variables["KAFKA_SUBMIT_TIMEOUT"], variables["READ_WAIT_TIMEOUT"] = "1m", "1m" // a busy machine is no server that is away
 	p := run(t, variables)
 	for name, test := range map[string]func(*testing.T, *program){
-		"from upload to download": uiDownloads, "checks before sending": uiChecks, "ways in": uiWaysIn, "one of two fails": uiPartial,
+		"from upload to download": uiDownloads, "checks before sending": uiChecks, "a large file": uiLargeFile, "ways in": uiWaysIn, "one of two fails": uiPartial,
 		"timeline": uiTimeline, "compare": uiCompare, "history": uiHistory, "all jobs": uiServerHistory, "retry and cancel": uiRetryAndCancel,
 		"phone": uiPhone, "keyboard": uiKeyboard, "first load": uiFirstLoad, "accessibility": uiAccessible, "parameters": uiParameters,
 		"results expire": func(t *testing.T, p *program) { uiExpiry(t, p, "127.0.0.1:"+kafkaPort) },
@@ -93,6 +93,16 @@ func uiDownloads(t *testing.T, p *program) {
 	}
 }
 
+// uiLargeFile: what is too large for the API goes to the object storage, and is a job all the same.
+func uiLargeFile(t *testing.T, p *program) {
+	b := openTab(t, p, "/")
+	b.choose(saved(t, "large.png", append(pngOf(t, picture(40, 30)), make([]byte, 1<<20)...)))
+	b.want("webp")
+	id := b.start()
+	require.Equal(t, "SUCCEEDED", *p.ended(id).Outcome)
+	require.Contains(t, p.ended(id).ResultURLs["webp"], "pixtools_webp_large.webp")
+}
+
 // uiChecks: what cannot be sent is told at once, in the words in which the server would refuse it.
 func uiChecks(t *testing.T, p *program) {
 	content := pngOf(t, picture(40, 30))
@@ -104,7 +114,6 @@ func uiChecks(t *testing.T, p *program) {
 		{"notes.txt", "text/plain", []byte("text")},
 		{"empty.png", "image/png", nil},
 		{"text.png", "image/png", []byte("this is a text that is long enough")},
-		{"large.png", "image/png", append(slices.Clone(content), make([]byte, 1<<20)...)},
 		{"wide.png", "image/png", pngOf(t, picture(17001, 1))},
 		{"many.png", "image/png", pngOf(t, image.NewGray(image.Rect(0, 0, 4000, 4000)))},
 	} {
@@ -120,6 +129,10 @@ func uiChecks(t *testing.T, p *program) {
 	}
 	b.click("button[type=submit]")
 	b.shows("#message.error", "Choose a picture first.")
+	b.choose(saved(t, "large.png", append(slices.Clone(content), make([]byte, 2<<20)...)))
+	b.shows(`.picture[data-name="large.png"] .error`, "File exceeds 2MB limit")
+	b.click(`.picture[data-name="large.png"] button`)
+	b.until(`document.querySelectorAll(".picture").length === 0`)
 
 	// The largest that is allowed, to the byte and the pixel, is not refused.
 	b.choose(saved(t, "just.png", append(slices.Clone(content), make([]byte, 1<<20-len(content))...)), saved(t, "long.png", pngOf(t, picture(17000, 1))))
@@ -650,6 +663,7 @@ func TestUIOperations(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(cluster.Stop)
 	variables["KAFKA_BROKERS"], variables["INSTANCE_ID"] = strings.Join(cluster.Brokers(), ","), "one"
+	variables["KAFKA_SUBMIT_TIMEOUT"], variables["READ_WAIT_TIMEOUT"], variables["KAFKA_LAG_TIMEOUT"] = "1m", "1m", "1m" // a busy machine is no server that is away
 	p := run(t, variables, "--roles=api,saga,projector")
 	content := pngOf(t, picture(40, 30))
 	poisoned := p.submit(file("c.png", "image/png", content), field("operations", `["webp","jpg"]`))

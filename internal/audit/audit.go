@@ -36,12 +36,14 @@ import (
 type Config struct {
 	// HeldJobs is how many ended jobs are kept in memory, and how many one further pass
 	// over the log looks at.
-	HeldJobs int `env:"VERIFY_HELD_JOBS" envDefault:"20000"`
-	// FilterBytes is the memory in which it remembers, roughly, which jobs it let go. With
-	// too little, more jobs are looked at twice.
-	FilterBytes int `env:"VERIFY_FILTER_BYTES" envDefault:"33554432"`
+	// Beyond it: let go; what comes later for one takes a further pass.
+	HeldJobs int `env:"VERIFY_HELD_JOBS" envDefault:"20000" range:"1 to 10000000" unit:"jobs"`
+	// FilterBytes is the memory in which it remembers, roughly, which jobs it let go.
+	// Beyond it: with many more jobs than bytes, jobs take a further pass in vain: slower.
+	FilterBytes int `env:"VERIFY_FILTER_BYTES" envDefault:"33554432" range:"1 KiB to 1 GiB" unit:"bytes"`
 	// Downloads is how many objects are read side by side.
-	Downloads int `env:"VERIFY_DOWNLOADS" envDefault:"8"`
+	// Beyond it: reading of the log waits.
+	Downloads int `env:"VERIFY_DOWNLOADS" envDefault:"8" range:"1 to 256" unit:"objects"`
 }
 
 // Validate names every value out of range.

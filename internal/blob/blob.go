@@ -1,13 +1,15 @@
 // Package blob keeps pictures in S3: the sources below raw/, the results below processed/. Events carry
-// the keys and the hashes, never the bytes. What runs of reprocessing note lies below reprocess/.
+// the keys and the hashes, never the bytes. What runs of reprocessing note lies below reprocess/. What
+// clients store themselves comes below uploads/, and is copied from there.
 //
-// An object is written once and never changed, under a key that contains its hash or belongs to one
+// Of all others, an object is written once and never changed, under a key that contains its hash or belongs to one
 // attempt, so writing it again is harmless and every call may be repeated.
 package blob
 
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -37,6 +39,7 @@ const (
 	RawPrefix       = "raw/"
 	ProcessedPrefix = "processed/"
 	ReprocessPrefix = "reprocess/"
+	UploadsPrefix   = "uploads/"
 )
 
 // Store is a bucket. It is safe for use by many goroutines.
@@ -70,7 +73,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("find credentials for S3: %w", err)
 		}
 	}
-	awsCfg.HTTPClient = httpClient(cfg)
+	trusting, err := cfg.tls()
+	if err != nil {
+		return nil, err
+	}
+	awsCfg.HTTPClient = httpClient(cfg, trusting)
 	options := func(endpoint string) func(*s3.Options) {
 		return func(o *s3.Options) {
 			if endpoint != "" {
@@ -95,12 +102,13 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	}, nil
 }
 
-func httpClient(cfg Config) aws.HTTPClient {
+func httpClient(cfg Config, trusting *tls.Config) aws.HTTPClient {
 	return awshttp.NewBuildableClient().
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = cfg.ConnectTimeout }).
 		WithTransportOptions(func(t *http.Transport) {
 			t.MaxIdleConns, t.MaxIdleConnsPerHost = cfg.MaxIdleConns, cfg.MaxIdleConns
 			t.DisableCompression = true // pictures are compressed
+			t.TLSClientConfig = trusting
 		})
 }
 

@@ -109,6 +109,10 @@ func TestServers(t *testing.T) {
 			t.Run("links", func(t *testing.T) { links(t, s, cfg) })
 			t.Run("names", func(t *testing.T) { names(t, s) })
 			t.Run("lifecycle", func(t *testing.T) { lifecycle(t, s, cfg, name == "minio") })
+			t.Run("direct uploads", func(t *testing.T) { directUploads(t, cfg) })
+			t.Run("overwritten", func(t *testing.T) { overwritten(t, s) })
+			t.Run("window", func(t *testing.T) { window(t, s) })
+			t.Run("cross origin", func(t *testing.T) { crossOrigin(t, cfg, name == "embedded") })
 			t.Run("configuration", func(t *testing.T) { wrongConfiguration(t, cfg) })
 		})
 	}
@@ -312,14 +316,14 @@ func lifecycle(t *testing.T, s *blob.Store, cfg blob.Config, has bool) {
 	if !has {
 		return
 	}
-	require.Equal(t, map[string]int32{"pixtools-raw raw/": 30, "pixtools-processed processed/": 30, "pixtools-reprocess reprocess/": 30}, rules(t, cfg))
+	require.Equal(t, map[string]int32{"pixtools-raw raw/": 30, "pixtools-processed processed/": 30, "pixtools-reprocess reprocess/": 30, "pixtools-uploads uploads/": 1}, rules(t, cfg))
 
 	addRule(t, cfg, "theirs", "backup/", 7)
-	cfg.RetentionDays = 9
+	cfg.RetentionDays, cfg.UploadRetentionDays = 9, 2
 	applied, err := open(t, cfg).EnsureLifecycle(ctx)
 	require.NoError(t, err)
 	require.True(t, applied)
-	require.Equal(t, map[string]int32{"pixtools-raw raw/": 9, "pixtools-processed processed/": 9, "pixtools-reprocess reprocess/": 9, "theirs backup/": 7}, rules(t, cfg))
+	require.Equal(t, map[string]int32{"pixtools-raw raw/": 9, "pixtools-processed processed/": 9, "pixtools-reprocess reprocess/": 9, "pixtools-uploads uploads/": 2, "theirs backup/": 7}, rules(t, cfg))
 }
 
 func wrongConfiguration(t *testing.T, cfg blob.Config) {
@@ -499,7 +503,7 @@ func TestValidateNamesEveryFault(t *testing.T) {
 	for _, variable := range []string{
 		"AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_S3_BUCKET", "AWS_ENDPOINT_URL", "PRESIGNED_URL_EXPIRY_SECONDS", "S3_RETENTION_DAYS",
 		"S3_CALL_TIMEOUT", "S3_TRANSFER_TIMEOUT", "S3_CONNECT_TIMEOUT", "S3_MAX_ATTEMPTS", "S3_MAX_BACKOFF", "S3_MAX_IDLE_CONNS",
-		"S3_PROBE_AFTER", "S3_PROBE_TIMEOUT",
+		"S3_PROBE_AFTER", "S3_PROBE_TIMEOUT", "UPLOAD_URL_EXPIRY_SECONDS", "UPLOAD_RETENTION_DAYS",
 	} {
 		require.ErrorContains(t, err, variable)
 	}

@@ -3,8 +3,11 @@ package blob
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -53,7 +56,8 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 // ourRules is how the names of our lifecycle rules begin; rules with other names are somebody else's.
 const ourRules = "pixtools-"
 
-// EnsureLifecycle makes the server delete sources, results and notes after RetentionDays. Rules of others stay.
+// EnsureLifecycle makes the server delete sources, results and notes after RetentionDays, and clients' own
+// uploads after UploadRetentionDays. Rules of others stay.
 // false without an error means that this server has no lifecycles: the program must delete by itself.
 func (s *Store) EnsureLifecycle(ctx context.Context) (applied bool, err error) {
 	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
@@ -90,14 +94,15 @@ func (s *Store) withOurRules(present []types.LifecycleRule) (rules []types.Lifec
 			rules = append(rules, r)
 		}
 	}
-	prefixes := []string{RawPrefix, ProcessedPrefix, ReprocessPrefix}
-	changed = len(ours) != len(prefixes)
-	for _, prefix := range prefixes {
+	days := map[string]int{RawPrefix: s.cfg.RetentionDays, ProcessedPrefix: s.cfg.RetentionDays, ReprocessPrefix: s.cfg.RetentionDays,
+		UploadsPrefix: s.cfg.UploadRetentionDays}
+	changed = len(ours) != len(days)
+	for _, prefix := range slices.Sorted(maps.Keys(days)) {
 		want := types.LifecycleRule{
 			ID:         aws.String(ourRules + strings.TrimSuffix(prefix, "/")),
 			Status:     types.ExpirationStatusEnabled,
 			Filter:     &types.LifecycleRuleFilter{Prefix: aws.String(prefix)},
-			Expiration: &types.LifecycleExpiration{Days: aws.Int32(int32(s.cfg.RetentionDays))},
+			Expiration: &types.LifecycleExpiration{Days: aws.Int32(int32(days[prefix]))},
 		}
 		changed = changed || !sameRule(ours[*want.ID], want)
 		rules = append(rules, want)
@@ -116,4 +121,42 @@ func sameRule(a, b types.LifecycleRule) bool {
 
 func isNotImplemented(err error) bool {
 	return err != nil && (httpStatus(err) == http.StatusNotImplemented || hasCode(err, "NotImplemented"))
+}
+
+// EnsureCORS lets pages of CORSOrigins read results and store uploads. Rules of others stay. false without an
+// error means that nothing was asked for, or that this server has no such rules and decides by a setting of its own.
+func (s *Store) EnsureCORS(ctx context.Context) (applied bool, err error) {
+	if len(s.cfg.CORSOrigins) == 0 {
+		return false, nil
+	}
+	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
+	defer cancel()
+	present, err := s.client.GetBucketCors(call, &s3.GetBucketCorsInput{Bucket: &s.cfg.Bucket})
+	switch {
+	case hasCode(err, "NoSuchCORSConfiguration"):
+		present = &s3.GetBucketCorsOutput{}
+	case isNotImplemented(err):
+		return false, nil
+	case err != nil:
+		return false, classify(ctx, "read CORS rules of", s.cfg.Bucket, err)
+	}
+	want := types.CORSRule{
+		ID: aws.String(ourRules + "page"), AllowedOrigins: s.cfg.CORSOrigins, AllowedMethods: []string{http.MethodGet, http.MethodPut},
+		AllowedHeaders: []string{"content-type", "x-amz-checksum-sha256"}, MaxAgeSeconds: aws.Int32(int32(time.Hour / time.Second)),
+	}
+	rules := []types.CORSRule{want}
+	for _, r := range present.CORSRules {
+		switch {
+		case !strings.HasPrefix(aws.ToString(r.ID), ourRules):
+			rules = append(rules, r)
+		case aws.ToString(r.ID) == *want.ID && slices.Equal(r.AllowedOrigins, want.AllowedOrigins) &&
+			slices.Equal(r.AllowedMethods, want.AllowedMethods) && slices.Equal(r.AllowedHeaders, want.AllowedHeaders):
+			return true, nil
+		}
+	}
+	_, err = s.client.PutBucketCors(call, &s3.PutBucketCorsInput{Bucket: &s.cfg.Bucket, CORSConfiguration: &types.CORSConfiguration{CORSRules: rules}})
+	if isNotImplemented(err) {
+		return false, nil
+	}
+	return err == nil, classify(ctx, "set CORS rules of", s.cfg.Bucket, err)
 }

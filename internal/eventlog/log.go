@@ -50,6 +50,9 @@ func Connect(ctx context.Context, cfg kafka.Config, log *slog.Logger) (*Brokers,
 	defer cancel()
 	if err := client.Ping(ctx); err != nil {
 		client.Close()
+		if refused := kafka.Refused(err); refused != nil {
+			return nil, refused
+		}
 		return nil, fmt.Errorf("no broker answers at %v within %s: %w", cfg.Brokers, askTimeout, err)
 	}
 	return &Brokers{cfg: cfg, log: log, admin: client}, nil

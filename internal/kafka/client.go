@@ -54,25 +54,22 @@ const (
 //
 // It does not connect yet; Ping does.
 func NewClient(cfg Config, log *slog.Logger, opts ...kgo.Opt) (*kgo.Client, error) {
-	if err := cfg.Validate(); err != nil {
+	common, err := cfg.Options()
+	if err != nil {
 		return nil, err
 	}
-	common := []kgo.Opt{
-		kgo.SeedBrokers(cfg.Brokers...),
-		kgo.ClientID(cfg.ClientID),
+	common = append(common,
 		kgo.WithLogger(kslog.New(log)),
-		kgo.DialTimeout(cfg.DialTimeout),
-		kgo.DisableClientMetrics(), // pushed to the brokers, for whoever runs them; ours are for us
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(0),
 		kgo.ProducerBatchCompression(kgo.ZstdCompression(), kgo.NoCompression()),
 		kgo.ProducerBatchMaxBytes(cfg.MaxBatchBytes),
 		kgo.MaxBufferedRecords(cfg.MaxBufferedRecords),
-		kgo.MaxBufferedBytes(cfg.MaxBufferedBytes),
+		kgo.MaxBufferedBytes(int(cfg.MaxBufferedBytes)),
 		kgo.FetchMaxBytes(fetchMaxBytes),
 		kgo.FetchMaxPartitionBytes(fetchMaxPartitionBytes),
 		kgo.FetchMaxWait(fetchMaxWait),
-	}
+	)
 	client, err := kgo.NewClient(append(common, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client: %w", err)

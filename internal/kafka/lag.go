@@ -17,9 +17,11 @@ import (
 type LagConfig struct {
 	// Refresh is for how long an answer is given to everybody who asks, so that many who ask cost
 	// the brokers as much as one.
-	Refresh time.Duration `env:"KAFKA_LAG_REFRESH_INTERVAL" envDefault:"3s"`
+	// Beyond it: it is found out anew.
+	Refresh time.Duration `env:"KAFKA_LAG_REFRESH_INTERVAL" envDefault:"3s" range:"100ms to 10m"`
 	// Timeout bounds finding an answer. Of what was not found in it, the error is told.
-	Timeout time.Duration `env:"KAFKA_LAG_TIMEOUT" envDefault:"1500ms"`
+	// Beyond it: 503, or the group's lag is not known.
+	Timeout time.Duration `env:"KAFKA_LAG_TIMEOUT" envDefault:"1500ms" range:"100ms to 1m"`
 }
 
 // DefaultLagConfig is the configuration of an empty environment.

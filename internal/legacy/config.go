@@ -15,25 +15,32 @@ import (
 // Config says where the Python service keeps things, and bounds an import. What has a flag,
 // the flag goes before it.
 type Config struct {
-	// DatabaseURL and RedisURL are the Python service's; both may hold a password.
-	DatabaseURL string `env:"IMPORT_LEGACY_DATABASE_URL"`
-	RedisURL    string `env:"IMPORT_LEGACY_REDIS_URL"`
-	// S3 keys for its bucket, where that is not ours; empty: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
-	AccessKeyID     string `env:"IMPORT_LEGACY_AWS_ACCESS_KEY_ID"`
-	SecretAccessKey string `env:"IMPORT_LEGACY_AWS_SECRET_ACCESS_KEY"`
-	// Rate is how many jobs a second are written at most.
-	Rate float64 `env:"IMPORT_LEGACY_RATE" envDefault:"200"`
-	// Reads is how many jobs' objects are read side by side.
-	Reads int `env:"IMPORT_LEGACY_READS" envDefault:"8"`
-	// HeldJobs is of how many jobs at a time it is known whether the log has them: for each
-	// such part the log is read once.
-	HeldJobs int `env:"IMPORT_LEGACY_HELD_JOBS" envDefault:"1000000"`
+	// DatabaseURL is the Python service's DATABASE_URL.
+	DatabaseURL string `env:"IMPORT_LEGACY_DATABASE_URL" secret:"url"`
+	// RedisURL is the Python service's REDIS_URL. Empty: its idempotency keys are left out.
+	RedisURL string `env:"IMPORT_LEGACY_REDIS_URL" secret:"url"`
+	// AccessKeyID is for the Python service's bucket, where that is not ours. Empty: AWS_ACCESS_KEY_ID.
+	AccessKeyID string `env:"IMPORT_LEGACY_AWS_ACCESS_KEY_ID"`
+	// SecretAccessKey belongs to it.
+	SecretAccessKey string `env:"IMPORT_LEGACY_AWS_SECRET_ACCESS_KEY" secret:"value"`
+	// Rate is how many jobs are written.
+	// Beyond it: the next waits.
+	Rate float64 `env:"IMPORT_LEGACY_RATE" envDefault:"200" range:"0.01 to 100000" unit:"jobs a second"`
+	// Reads is of how many jobs objects are read side by side.
+	// Beyond it: the next waits.
+	Reads int `env:"IMPORT_LEGACY_READS" envDefault:"8" range:"1 to 256" unit:"jobs"`
+	// HeldJobs is of how many jobs at a time it is known whether the log has them.
+	// Beyond it: the log is read once more.
+	HeldJobs int `env:"IMPORT_LEGACY_HELD_JOBS" envDefault:"1000000" range:"1 to 100000000" unit:"jobs"`
 	// MaxKeys is how many idempotency keys are held.
-	MaxKeys int `env:"IMPORT_LEGACY_MAX_KEYS" envDefault:"1000000"`
+	// Beyond it: the command ends and says so.
+	MaxKeys int `env:"IMPORT_LEGACY_MAX_KEYS" envDefault:"1000000" range:"1 to 100000000" unit:"keys"`
 	// MaxObjectBytes bounds one picture, which is kept in SPOOL_DIR while it is looked at.
-	MaxObjectBytes int64 `env:"IMPORT_LEGACY_MAX_OBJECT_BYTES" envDefault:"268435456"`
+	// Beyond it: its job is refused.
+	MaxObjectBytes int64 `env:"IMPORT_LEGACY_MAX_OBJECT_BYTES" envDefault:"268435456" range:"1 to 1099511627776" unit:"bytes"`
 	// Timeout bounds one question to the Python service's database or Redis.
-	Timeout time.Duration `env:"IMPORT_LEGACY_TIMEOUT" envDefault:"1m"`
+	// Beyond it: the command ends; it goes on when it is run again.
+	Timeout time.Duration `env:"IMPORT_LEGACY_TIMEOUT" envDefault:"1m" range:"1s to 1h"`
 }
 
 // Validate names every value out of range.

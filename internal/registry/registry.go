@@ -9,6 +9,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,16 +18,23 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/sr"
+
+	"github.com/pixtools/pixtools/internal/trust"
 )
 
 // Config says where the registry is.
 type Config struct {
-	// URL is http:// or https://, with user and password where it asks for them; empty: there is none.
-	URL string `env:"SCHEMA_REGISTRY_URL"`
+	// URL is `http://` or `https://`, with user and password where it asks for them; empty: there is
+	// none.
+	URL string `env:"SCHEMA_REGISTRY_URL" secret:"url"`
+	// CAFile has the authorities, in PEM, that the registry's certificate must be from. Empty: those of
+	// the system.
+	CAFile string `env:"SCHEMA_REGISTRY_CA_FILE"`
 	// Timeout bounds one request.
-	Timeout time.Duration `env:"SCHEMA_REGISTRY_TIMEOUT" envDefault:"5s"`
+	// Beyond it: it is tried again.
+	Timeout time.Duration `env:"SCHEMA_REGISTRY_TIMEOUT" envDefault:"5s" range:"100ms to 1m"`
 	// RetryAfter is the pause after a registry that could not be reached.
-	RetryAfter time.Duration `env:"SCHEMA_REGISTRY_RETRY_AFTER" envDefault:"30s"`
+	RetryAfter time.Duration `env:"SCHEMA_REGISTRY_RETRY_AFTER" envDefault:"30s" range:"100ms to 1h"`
 }
 
 // Validate reports every fault at once, by the name of the variable. It quotes no
@@ -38,6 +46,9 @@ func (c Config) Validate() error {
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
 			faults = append(faults, errors.New("SCHEMA_REGISTRY_URL is not of the form https://user:password@host:port (user and password may be absent, and characters such as @ in them be written %40)"))
 		}
+	}
+	if _, err := c.trusting(); err != nil {
+		faults = append(faults, err)
 	}
 	if c.Timeout < 100*time.Millisecond || c.Timeout > time.Minute {
 		faults = append(faults, fmt.Errorf("SCHEMA_REGISTRY_TIMEOUT is %s: it must be from 100ms to 1m", c.Timeout))
@@ -80,13 +91,23 @@ func Announce(ctx context.Context, cfg Config, subjects []string, schema string,
 	}
 }
 
+func (c Config) trusting() (*tls.Config, error) {
+	return trust.Client(trust.File{Variable: "SCHEMA_REGISTRY_CA_FILE", Path: c.CAFile}, trust.File{}, trust.File{})
+}
+
 // client also gives the address without its password.
 func (c Config) client() (*sr.Client, string, error) {
 	u, err := url.Parse(c.URL)
 	if err != nil {
 		return nil, "", err
 	}
-	options := []sr.ClientOpt{sr.HTTPClient(&http.Client{Timeout: c.Timeout}), sr.UserAgent("pixtools")}
+	trusting, err := c.trusting()
+	if err != nil {
+		return nil, "", err
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = trusting
+	options := []sr.ClientOpt{sr.HTTPClient(&http.Client{Timeout: c.Timeout, Transport: transport}), sr.UserAgent("pixtools")}
 	if u.User != nil {
 		password, _ := u.User.Password()
 		options = append(options, sr.BasicAuth(u.User.Username(), password))

@@ -4,8 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/pem"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,6 +66,21 @@ func TestRegister(t *testing.T) {
 	require.NoError(t, levels[0].Err)
 	require.Equal(t, sr.CompatBackwardTransitive, levels[0].Level)
 	require.Equal(t, sr.CompatNone, levels[1].Level, "an operator's choice stays")
+}
+
+// TestCAFile: a registry whose certificate is from an authority of its own.
+func TestCAFile(t *testing.T) {
+	registry := srfake.New()
+	defer registry.Close()
+	behind, err := url.Parse(registry.URL())
+	require.NoError(t, err)
+	server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(behind))
+	defer server.Close()
+	cfg := config(server.URL)
+	cfg.CAFile = filepath.Join(t.TempDir(), "ca.pem")
+	require.ErrorContains(t, cfg.Validate(), "SCHEMA_REGISTRY_CA_FILE")
+	require.NoError(t, os.WriteFile(cfg.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	require.Contains(t, announce(t, cfg), "schemas are registered")
 }
 
 func TestTriesAgain(t *testing.T) {

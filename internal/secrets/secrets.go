@@ -24,6 +24,9 @@ import (
 // ErrForgotten says that the key is gone: its content is erased.
 var ErrForgotten = errors.New("the key was forgotten, and with it the content")
 
+// ErrDamaged says that what is to be opened is not what was sealed, or is bound to something else.
+var ErrDamaged = errors.New("sealed text was changed, or belongs to another job")
+
 const keyBytes = 32 // AES-256
 
 // Keyring holds tenants' keys in memory once they were used, so that a database
@@ -97,11 +100,11 @@ func (k *Keyring) Open(ctx context.Context, jobID string, sealed *events.Sealed)
 	}
 	n := key.aead.NonceSize()
 	if len(sealed.GetCiphertext()) < n {
-		return "", errors.New("sealed text is too short")
+		return "", fmt.Errorf("%w: it is too short", ErrDamaged)
 	}
 	text, err := key.aead.Open(nil, sealed.GetCiphertext()[:n], sealed.GetCiphertext()[n:], []byte(jobID))
 	if err != nil {
-		return "", fmt.Errorf("sealed text was changed, or belongs to another job: %w", err)
+		return "", fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return string(text), nil
 }

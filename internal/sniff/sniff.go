@@ -42,10 +42,13 @@ const (
 // Limits bound what a picture may claim to be. A few bytes of header can announce
 // gigabytes of pixels; only the claim can be checked before they are decoded.
 type Limits struct {
-	MaxPixels int64 `env:"MAX_IMAGE_PIXELS" envDefault:"100000000"`
-	// MaxSide is in pixels. 16383 is the most that WebP can hold, so that a picture
-	// within it fits all four formats.
-	MaxSide int `env:"MAX_IMAGE_SIDE" envDefault:"16383"`
+	// MaxPixels is how many pixels a picture may have.
+	// Beyond it: 422; where only the processor's limit is lower: OperationFailed, kind INPUT.
+	MaxPixels int64 `env:"MAX_IMAGE_PIXELS" envDefault:"100000000" range:"1 to 4294967296" unit:"pixels"`
+	// MaxSide is how long a picture's longer side may be. 16383 is the most that WebP can hold, so
+	// that a picture within it fits all four formats.
+	// Beyond it: as with MaxPixels.
+	MaxSide int `env:"MAX_IMAGE_SIDE" envDefault:"16383" range:"1 to 65535" unit:"pixels"`
 }
 
 // Bounds of the limits themselves.

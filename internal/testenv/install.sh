@@ -10,7 +10,7 @@
 # needs root only where a Debian package is missing, and then says which.
 set -eu
 
-SERVICES="kafka kafkatools postgres redis minio python java chromium"
+SERVICES="kafka kafkatools postgres redis minio python boto3 java chromium"
 cd "$(dirname "$0")/../.."
 BUILD="$PWD/build/testenv"
 
@@ -123,6 +123,21 @@ install_python() {
 	# shellcheck disable=SC2086 # a list of words
 	"$BUILD/python/bin/pip" install -q --disable-pip-version-check $PYTHON_PACKAGES >&2
 	printf '%s\n' "$PYTHON_PACKAGES" >"$stamp"
+}
+
+# ---- boto3: an S3 client that is not ours, in an environment of its own.
+BOTO3="boto3==1.44.8 botocore==1.44.8"
+install_boto3() {
+	stamp="$BUILD/boto3/.stamp"
+	if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$BOTO3" ]; then
+		return 0
+	fi
+	python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3 python3-venv
+	rm -rf "$BUILD/boto3"
+	python3 -m venv "$BUILD/boto3"
+	# shellcheck disable=SC2086 # a list of words
+	"$BUILD/boto3/bin/pip" install -q --disable-pip-version-check $BOTO3 >&2
+	printf '%s\n' "$BOTO3" >"$stamp"
 }
 
 # ---- java: the example consumer, built as its users build it. The stamp carries the hash

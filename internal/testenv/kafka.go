@@ -61,6 +61,8 @@ type KafkaCluster struct {
 	ownDir  bool
 	libs    string
 	brokers []*broker
+	// formatting is what the storage is formatted with beside the usual.
+	formatting []string
 }
 
 type broker struct {
@@ -259,8 +261,8 @@ func (c *KafkaCluster) startAll() error {
 	var formatted sync.WaitGroup
 	for i, b := range c.brokers {
 		formatted.Go(func() {
-			format := c.java(b, "kafka.tools.StorageTool", "format", "--ignore-formatted",
-				"-t", kafkaClusterID, "-c", b.file("server.properties"))
+			format := c.java(b, append([]string{"kafka.tools.StorageTool", "format", "--ignore-formatted",
+				"-t", kafkaClusterID, "-c", b.file("server.properties")}, c.formatting...)...)
 			if out, err := format.CombinedOutput(); err != nil {
 				errs[i] = fmt.Errorf("format: %w: %s", err, out)
 			}

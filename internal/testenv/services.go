@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -286,6 +287,16 @@ func Python(t testing.TB) string {
 	return filepath.Join(build, "python", "bin", "python")
 }
 
+// Boto3 gives an interpreter that has Amazon's S3 client for Python.
+func Boto3(t testing.TB) string {
+	t.Helper()
+	build, err := install("boto3")
+	if err != nil {
+		t.Fatalf("boto3 for tests: %v", err)
+	}
+	return filepath.Join(build, "boto3", "bin", "python")
+}
+
 // JavaConsumer gives the jar of the example consumer, built of what is in the checkout.
 func JavaConsumer(t testing.TB) string {
 	t.Helper()
@@ -323,6 +334,19 @@ type PostgresServer struct {
 // StartPostgres starts one on an empty directory. It does not sync to disk: what it committed survives
 // the death of its processes, not of the machine.
 func StartPostgres() (*PostgresServer, error) {
+	return startPostgres(func(string, *syscall.Credential) (postgresOptions, error) {
+		return postgresOptions{initdb: []string{"-A", "trust"}, login: "postgres", parameters: "sslmode=disable"}, nil
+	})
+}
+
+// postgresOptions are how a server lets its clients in.
+type postgresOptions struct {
+	initdb, server    []string // arguments
+	login, parameters string   // of its URL
+}
+
+// startPostgres has prepare fill the server's directory.
+func startPostgres(prepare func(dir string, as *syscall.Credential) (postgresOptions, error)) (*PostgresServer, error) {
 	if _, err := install("postgres"); err != nil {
 		return nil, err
 	}
@@ -339,7 +363,12 @@ func StartPostgres() (*PostgresServer, error) {
 		return nil, err
 	}
 	data := filepath.Join(dir, "data")
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	options, err := prepare(dir, as)
+	if err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	initdb := exec.Command(filepath.Join(bin, "initdb"), append(options.initdb, "-D", data, "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")...)
 	initdb.Dir = dir
 	initdb.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	if out, err := initdb.CombinedOutput(); err != nil {
@@ -347,14 +376,14 @@ func StartPostgres() (*PostgresServer, error) {
 		return nil, fmt.Errorf("initdb: %w: %s", err, out)
 	}
 	port := FreePorts(1)[0]
-	p := &PostgresServer{URL: fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", localAddress(port))}
+	p := &PostgresServer{URL: fmt.Sprintf("postgres://%s@%s/postgres?%s", options.login, localAddress(port), options.parameters)}
 	p.Service = &Service{
 		name: "postgres", dir: dir, as: as, stop: syscall.SIGINT,
-		argv: []string{
+		argv: append([]string{
 			filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port),
 			"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
 			"-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200", "-c", "timezone=UTC",
-		},
+		}, options.server...),
 		ready: func(ctx context.Context) error {
 			conn, err := pgx.Connect(ctx, p.URL)
 			if err != nil {
@@ -516,6 +545,18 @@ func (s *S3Server) Announce() string {
 
 // StartS3 starts one on an empty directory.
 func StartS3() (*S3Server, error) {
+	return startS3(func(string) (s3Options, error) { return s3Options{user: "pixtools", password: rand.Text()}, nil })
+}
+
+// s3Options are how a server lets its clients in.
+type s3Options struct {
+	args           []string
+	user, password string
+	trusting       *tls.Config // nil: without TLS
+}
+
+// startS3 has prepare fill the server's directory.
+func startS3(prepare func(dir string) (s3Options, error)) (*S3Server, error) {
 	build, err := install("minio")
 	if err != nil {
 		return nil, err
@@ -525,18 +566,27 @@ func StartS3() (*S3Server, error) {
 		return nil, err
 	}
 	ports := FreePorts(2)
-	s := &S3Server{Endpoint: "http://" + localAddress(ports[0]), AccessKey: "pixtools", SecretKey: rand.Text(), Region: "us-east-1"}
+	options, err := prepare(dir)
+	if err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	s := &S3Server{Endpoint: "http://" + localAddress(ports[0]), AccessKey: options.user, SecretKey: options.password, Region: "us-east-1"}
+	if options.trusting != nil {
+		s.Endpoint = "https://" + localAddress(ports[0])
+	}
+	asking := &http.Client{Transport: &http.Transport{TLSClientConfig: options.trusting}}
 	s.Service = &Service{
 		name: "minio", dir: dir, stop: syscall.SIGTERM,
-		argv: []string{
+		argv: append([]string{
 			filepath.Join(build, "bin", "minio"), "server", "--quiet",
 			"--address", localAddress(ports[0]), "--console-address", localAddress(ports[1]), filepath.Join(dir, "data"),
-		},
+		}, options.args...),
 		env: []string{
 			"MINIO_ROOT_USER=" + s.AccessKey, "MINIO_ROOT_PASSWORD=" + s.SecretKey,
 			"MINIO_BROWSER=off", "MINIO_UPDATE=off", "HOME=" + dir,
 		},
-		ready: func(ctx context.Context) error { return answersOK(ctx, s.Endpoint+"/minio/health/cluster") },
+		ready: func(ctx context.Context) error { return answersOK(ctx, asking, s.Endpoint+"/minio/health/cluster") },
 	}
 	if err := s.up(); err != nil {
 		s.Stop()
@@ -545,12 +595,12 @@ func StartS3() (*S3Server, error) {
 	return s, nil
 }
 
-func answersOK(ctx context.Context, url string) error {
+func answersOK(ctx context.Context, client *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}

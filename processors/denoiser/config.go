@@ -10,43 +10,48 @@ import (
 
 // Config is how pictures are denoised: in which children, and at what cost.
 type Config struct {
-	// Model is a model.json or its folder; empty stands for the one built in.
+	// Model is a `model.json` or its directory. Empty: the one built in.
+	// Beyond it: one that is not what it says ends a process with the role `ml`.
 	Model string `env:"DENOISE_MODEL"`
-	// Threads compute one picture; 0: one a core but one, which is left to conversions. On
+	// Threads is how many compute one picture; 0: one a core but one, which is left to conversions. On
 	// two cores with 50 denoise jobs waiting, a small conversion took 1.9 times as long as
 	// alone with both threads, 1.3 times with one, and 1.2 times with one at the default of
 	// Nice (make bench prints the ratio). Where nothing else runs, give them all.
-	Threads int `env:"DENOISE_THREADS" envDefault:"0"`
-	// Tile is the longest side, in pixels, of what the network sees at once, its halo
-	// included. Memory grows with its square, and what is computed twice shrinks. Measured
-	// over 12 megapixels: with 512 38 CPU-s and 220 MB for the whole child, with 768 24 and
-	// 280, with 1024 26 and 380.
-	Tile int `env:"DENOISE_TILE" envDefault:"768"`
+	Threads int `env:"DENOISE_THREADS" envDefault:"0" range:"0 to 256" unit:"threads"`
+	// Tile is the longest side, in pixels, of what the network sees at once, its halo included. Memory
+	// grows with its square, and what is computed twice shrinks. Measured over 12 megapixels: with 512
+	// 38 CPU-s and 220 MB for the whole child, with 768 24 and 280, with 1024 26 and 380. A multiple
+	// of 8; for the model, at least twice its halo and twice its `multiple`, and a multiple of that.
+	// Beyond it: the program ends; with the model's: a process with the role `ml`.
+	Tile int `env:"DENOISE_TILE" envDefault:"768" range:"64 to 4096" unit:"pixels"`
 	// Concurrency is how many pictures are denoised at once, each in its own child.
-	Concurrency int `env:"DENOISE_CONCURRENCY" envDefault:"1"`
-	// Nice is by how much the children give way to others, conversions above all, as in
-	// nice(1).
-	Nice int `env:"DENOISE_NICE" envDefault:"19"`
+	// Beyond it: further ones wait.
+	Concurrency int `env:"DENOISE_CONCURRENCY" envDefault:"1" range:"1 to 64" unit:"pictures"`
+	// Nice is by how much the children give way to others, conversions above all, as in nice(1) (on
+	// Linux).
+	Nice int `env:"DENOISE_NICE" envDefault:"19" range:"0 to 19"`
 	// StallTimeout is how long a child may be silent while it works: longer than a tile
 	// takes, and than decoding or encoding the largest picture.
-	StallTimeout time.Duration `env:"DENOISE_STALL_TIMEOUT" envDefault:"2m"`
+	// Beyond it: the child is killed; the attempt counts.
+	StallTimeout time.Duration `env:"DENOISE_STALL_TIMEOUT" envDefault:"2m" range:"1s to 1h"`
 	// Timeout bounds one picture, in place of PROCESS_TIMEOUT: the largest picture takes
 	// minutes on a few cores.
-	Timeout time.Duration `env:"DENOISE_TIMEOUT" envDefault:"30m"`
-	// YieldFor is for how long children that denoise are stopped, in one go or in parts, for
-	// quick work of the same process; 0: never. On two cores with 50 denoise jobs waiting it is
-	// what leaves a small conversion as quick as alone (make bench prints the ratio). Both
-	// limits above count the time for which a child is stopped. With many cores, or with
-	// denoising on machines of its own, 0 wastes nothing.
-	YieldFor time.Duration `env:"DENOISE_YIELD_FOR" envDefault:"10s"`
+	// Beyond it: as with StallTimeout.
+	Timeout time.Duration `env:"DENOISE_TIMEOUT" envDefault:"30m" range:"1s to 24h"`
+	// YieldFor is for how long children that denoise are stopped, in one go or in parts, for quick
+	// work of the same process; 0: never. On two cores with 50 denoise jobs waiting it is what leaves
+	// a small conversion as quick as alone (make bench prints the ratio). StallTimeout and Timeout
+	// count the time for which a child is stopped. With many cores, or with denoising on machines of
+	// its own, 0 wastes nothing.
+	YieldFor time.Duration `env:"DENOISE_YIELD_FOR" envDefault:"10s" range:"0s to 1m"`
 	// YieldThen is for how long they then go on, whatever there is to do.
-	YieldThen time.Duration `env:"DENOISE_YIELD_THEN" envDefault:"1s"`
+	YieldThen time.Duration `env:"DENOISE_YIELD_THEN" envDefault:"1s" range:"10ms to 1h"`
 	// YieldLinger is how long a sign of quick work counts, an upload or a conversion that is
 	// done: about as long as the steps of a small job that are not in a conversion.
-	YieldLinger time.Duration `env:"DENOISE_YIELD_LINGER" envDefault:"100ms"`
-	// RebalanceTimeout is how long a hand-over of partitions waits for the pictures in work:
-	// what is not done by then, the next owner begins anew.
-	RebalanceTimeout time.Duration `env:"DENOISE_REBALANCE_TIMEOUT" envDefault:"5m"`
+	YieldLinger time.Duration `env:"DENOISE_YIELD_LINGER" envDefault:"100ms" range:"0s to 10s"`
+	// RebalanceTimeout is how long a hand-over of partitions waits for the pictures in work.
+	// Beyond it: 10 s before it, handlers are cancelled; the next owner begins anew.
+	RebalanceTimeout time.Duration `env:"DENOISE_REBALANCE_TIMEOUT" envDefault:"5m" range:"15s to 10m"`
 }
 
 // Bounds of the settings.

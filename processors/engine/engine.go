@@ -31,13 +31,13 @@ type Config struct {
 	// Threads is how many threads libvips uses inside one child. Many pictures at once
 	// go through many children, each with one thread, at the least cost a picture; more
 	// threads make a single large one quicker.
-	Threads int `env:"ENGINE_THREADS" envDefault:"1"`
-	// MemoryBytes is the most writable memory that a child may have. Over it, the child
-	// crashes, and the request fails.
-	MemoryBytes int64 `env:"ENGINE_MEMORY_BYTES" envDefault:"4294967296"`
-	// RecycleAfter is the number of conversions after which a child is replaced, so that
-	// a codec's leak stays small.
-	RecycleAfter int `env:"ENGINE_RECYCLE_AFTER" envDefault:"500"`
+	Threads int `env:"ENGINE_THREADS" envDefault:"1" range:"1 to 64" unit:"threads"`
+	// MemoryBytes is the most writable memory that a child may have (on Linux).
+	// Beyond it: the child dies; the attempt counts.
+	MemoryBytes int64 `env:"ENGINE_MEMORY_BYTES" envDefault:"4294967296" range:"512 MiB or more" unit:"bytes"`
+	// RecycleAfter is the number of conversions after which a child is replaced, so that a codec's
+	// leak stays small.
+	RecycleAfter int `env:"ENGINE_RECYCLE_AFTER" envDefault:"500" range:"1 to 1000000" unit:"conversions"`
 	// Limits hold for requests that bring none of their own.
 	Limits sniff.Limits
 	// Denoise, where it is set, makes children that can denoise. It comes from variables of
