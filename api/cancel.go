@@ -12,6 +12,7 @@ import (
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // Cancelled answers a cancellation. The job ends a moment later, as the log decides: an
@@ -32,14 +33,14 @@ func (s *Server) cancel(c fuego.ContextNoBody) (Cancelled, error) {
 	if err != nil {
 		return Cancelled{}, err
 	}
-	decided, err := commands.Cancel{TraceParent: traceOf(c.Request()), Reason: "cancelled by the client", At: time.Now()}.Decide(state)
+	decided, err := commands.Cancel{TraceParent: telemetry.TraceParent(c.Context()), Reason: "cancelled by the client", At: time.Now()}.Decide(state)
 	if err != nil {
 		return Cancelled{}, stateConflict(err)
 	}
 	if err := s.accept(c, decided[0]); err != nil {
 		return Cancelled{}, err
 	}
-	s.Log.Info("cancellation requested", "job", id, "request", c.Request().Header.Get(requestIDHeader))
+	s.Log.InfoContext(c.Context(), "cancellation requested")
 	return Cancelled{JobID: id}, nil
 }
 
@@ -70,7 +71,7 @@ func (s *Server) append(ctx context.Context, e events.Event) (token string, err 
 	if err != nil {
 		return "", err
 	}
-	err = s.Publisher.Append(ctx, record)
+	err = s.Publisher.Append(telemetry.OfEvent(ctx, e), record)
 	if bug.On("api-does-not-wait") {
 		err = nil
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -262,7 +262,7 @@ func (s *Server) record(ctx context.Context, l *events.DeadLetter) (*Record, str
 	defer stop()
 	r, err := s.originOf(ctx, l)
 	if err != nil {
-		s.Log.Warn("a dead letter's record cannot be read", "dead_letter", l.ID, "error", err)
+		s.Log.WarnContext(telemetry.With(ctx, telemetry.About{JobID: l.GetJobId()}), "a dead letter's record cannot be read", "dead_letter", l.ID, "error", err)
 		return nil, "it cannot be read from the log: " + err.Error()
 	}
 	record := &Record{Key: string(r.Key), Headers: map[string]string{}}
@@ -326,7 +326,7 @@ func (s *Server) treat(ctx context.Context, selection Selection, one func(l *eve
 		}
 		if err != nil && i > 0 {
 			// What was done is told; who goes on from there hears of this.
-			s.Log.Warn("dead letters: not all of a page", "error", err)
+			s.Log.WarnContext(ctx, "dead letters: not all of a page", "error", err)
 			answer.More, answer.Next = more+len(page)-i, &page[i-1].ID
 			return answer, nil
 		}
@@ -354,8 +354,7 @@ func (s *Server) redrive(c fuego.ContextNoBody) (Treated, error) {
 	}
 	s.retrying.Lock()
 	defer s.retrying.Unlock()
-	r := redriving{Server: s, ctx: c.Context(), selection: selection, traceParent: traceOf(c.Request()),
-		log:  s.Log.With("request", c.Request().Header.Get(requestIDHeader)),
+	r := redriving{Server: s, ctx: c.Context(), selection: selection, traceParent: telemetry.TraceParent(c.Context()),
 		jobs: map[string]*events.Job{}, appended: map[string]bool{}}
 	return s.treat(r.ctx, selection, r.one)
 }
@@ -366,7 +365,6 @@ type redriving struct {
 	ctx         context.Context
 	selection   Selection
 	traceParent string
-	log         *slog.Logger
 	// jobs are those read so far; appended are the ids of the events written.
 	jobs     map[string]*events.Job
 	appended map[string]bool
@@ -401,7 +399,7 @@ func (r *redriving) one(l *events.DeadLetter, page []*events.DeadLetter) (Treate
 		}
 		r.appended[e.ID] = true
 	}
-	r.log.Info("dead letter redriven", "dead_letter", l.ID, "job", l.GetJobId(), "event", e.ID)
+	r.Log.InfoContext(telemetry.With(r.ctx, telemetry.About{JobID: l.GetJobId()}), "dead letter redriven", "dead_letter", l.ID, "event", e.ID)
 	return result, r.close(r.ctx, events.Redriven(l.ID, e.ID, time.Now()))
 }
 
@@ -456,7 +454,7 @@ func (s *Server) discard(c fuego.ContextNoBody) (Treated, error) {
 		if request.DryRun {
 			return result, nil
 		}
-		s.Log.Info("dead letter discarded", "dead_letter", l.ID, "job", l.GetJobId(), "request", c.Request().Header.Get(requestIDHeader))
+		s.Log.InfoContext(telemetry.With(ctx, telemetry.About{JobID: l.GetJobId()}), "dead letter discarded", "dead_letter", l.ID)
 		return result, s.close(ctx, events.Discarded(l.ID, request.Reason, time.Now()))
 	})
 }

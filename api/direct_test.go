@@ -23,7 +23,7 @@ func TestTokens(t *testing.T) {
 	defer pool.Close()
 	require.NoError(t, secrets.Migrate(ctx, pool))
 	process := func() *Server {
-		return &Server{Parts: Parts{Keys: secrets.New(pool, time.Minute), Log: slog.New(slog.DiscardHandler)}}
+		return &Server{Parts: Parts{Keys: secrets.New(secrets.Config{CheckInterval: time.Second, Hold: time.Hour}, pool, time.Minute, slog.New(slog.DiscardHandler)), Log: slog.New(slog.DiscardHandler)}}
 	}
 	s, other := process(), process()
 	mine := ticket{Tenant: "a", Key: "uploads/x", Bytes: 3, SHA256: "00", Name: "holiday.png", Until: time.Now().Add(time.Minute).UTC().Round(0)}

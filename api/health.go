@@ -69,7 +69,7 @@ func (s *Server) check(ctx context.Context) map[string]string {
 		go func() {
 			err := ask(ctx)
 			if err != nil {
-				s.Log.Warn("dependency unreachable", "dependency", name, "error", err)
+				s.Log.WarnContext(ctx, "dependency unreachable", "dependency", name, "error", err)
 			} else {
 				mu.Lock()
 				found[name] = "ok"

@@ -19,6 +19,7 @@ import (
 	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
+	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -42,14 +43,18 @@ type Job struct {
 
 // Source is the picture that was uploaded.
 type Source struct {
-	Name      string     `json:"name,omitempty" description:"The file's name, where it can be opened"`
-	Bytes     int64      `json:"bytes"`
-	Width     int32      `json:"width"`
-	Height    int32      `json:"height"`
-	Format    string     `json:"format"`
-	SHA256    string     `json:"sha256"`
-	URL       string     `json:"url,omitempty" description:"Signed link; absent where the picture has expired"`
-	ExpiresAt *time.Time `json:"expires_at,omitempty" description:"When the link ends; a later read gives a new one"`
+	Name string `json:"name,omitempty" description:"The file's name, where it can be opened"`
+	// NameErased tells a name that was erased from one that cannot be read now.
+	NameErased    bool       `json:"name_erased,omitempty" description:"The file's name was erased, with the tenant's key"`
+	Bytes         int64      `json:"bytes"`
+	Width         int32      `json:"width"`
+	Height        int32      `json:"height"`
+	Format        string     `json:"format"`
+	SHA256        string     `json:"sha256"`
+	URL           string     `json:"url,omitempty" description:"Signed link; absent where the picture has expired"`
+	LinkExpiresAt *time.Time `json:"link_expires_at,omitempty" description:"When the link ends; a later read gives a new one"`
+	ExpiresAt     *time.Time `json:"expires_at,omitempty" description:"Until when the picture is kept, and longer while the job is open"`
+	Expired       bool       `json:"expired" description:"The picture is not kept any more"`
 }
 
 // Result is one operation of a job.
@@ -70,12 +75,15 @@ type ResultError struct {
 
 // Artifact is a stored result.
 type Artifact struct {
-	Bytes     int64      `json:"bytes"`
-	Width     int32      `json:"width"`
-	Height    int32      `json:"height"`
-	Format    string     `json:"format"`
-	SHA256    string     `json:"sha256"`
-	ExpiresAt *time.Time `json:"expires_at" description:"When the link ends; a later read gives a new one"`
+	Bytes  int64  `json:"bytes"`
+	Width  int32  `json:"width"`
+	Height int32  `json:"height"`
+	Format string `json:"format"`
+	SHA256 string `json:"sha256"`
+	// LinkExpiresAt is that of the link in result_urls.
+	LinkExpiresAt *time.Time `json:"link_expires_at,omitempty" description:"When the link ends; a later read gives a new one"`
+	ExpiresAt     *time.Time `json:"expires_at" description:"Until when the picture is kept, and longer while the job is open"`
+	Expired       bool       `json:"expired" description:"The picture is not kept any more"`
 }
 
 // job answers GET /api/jobs/{job_id}.
@@ -93,7 +101,7 @@ func (s *Server) job(c fuego.ContextNoBody) (Job, error) {
 	}
 	var ended <-chan struct{}
 	if patience > 0 {
-		leave, err := take(s.waits, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
+		leave, err := take(s.waits, waitsOpen, fmt.Sprintf("%d queries wait for a job's end, the limit MAX_WAITING_READS; ask without wait, or try again shortly", s.cfg.MaxWaits))
 		if err != nil {
 			return Job{}, err
 		}
@@ -255,16 +263,19 @@ func (s *Server) partitionOf(jobID string) int32 {
 // render is the state with links signed anew.
 func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 	name, err := s.Keys.Open(ctx, state.GetId(), state.GetFileName())
-	if err != nil {
-		s.Log.Warn("file name cannot be opened; links go without it", "job", state.GetId(), "error", err)
+	erased := errors.Is(err, secrets.ErrForgotten)
+	if err != nil && !erased {
+		s.Log.WarnContext(ctx, "file name cannot be opened; links go without it", "error", err)
 	}
 	job, told := jobOf(state), s.progress(ctx, state)
-	if job.Source.Name = name; !state.GetSourceExpired() {
+	job.Source.Name, job.Source.NameErased = name, erased
+	s.keptUntil(&job, state)
+	if !state.GetSourceExpired() {
 		link, expires, err := s.Store.PresignGet(ctx, state.GetSource().GetKey(), sourceName(name, job.Source.Format))
 		if err != nil {
 			return Job{}, err
 		}
-		job.Source.URL, job.Source.ExpiresAt = link, &expires
+		job.Source.URL, job.Source.LinkExpiresAt = link, &expires
 	}
 	for _, op := range state.GetOperations() {
 		result := job.OperationResults[op.GetName()]
@@ -277,11 +288,23 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 			if err != nil {
 				return Job{}, err
 			}
-			job.ResultURLs[op.GetName()], result.Artifact.ExpiresAt = link, &expires
+			job.ResultURLs[op.GetName()], result.Artifact.LinkExpiresAt = link, &expires
 		}
 		job.OperationResults[op.GetName()] = result
 	}
 	return job, nil
+}
+
+// keptUntil says until when the job's pictures are kept.
+func (s *Server) keptUntil(job *Job, state *events.Job) {
+	until := s.Retention.SourceUntil(state)
+	job.Source.ExpiresAt = &until
+	for _, op := range state.GetOperations() {
+		if a := job.OperationResults[op.GetName()].Artifact; a != nil {
+			until := s.Retention.ResultUntil(op)
+			a.ExpiresAt = &until
+		}
+	}
 }
 
 // jobOf is the state without what lies outside it: links and progress.
@@ -292,7 +315,7 @@ func jobOf(state *events.Job) Job {
 		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
 	}
 	if from := state.GetSource(); from != nil {
-		job.Source = Source{Bytes: from.GetBytes(), Width: from.GetWidth(), Height: from.GetHeight(), Format: from.GetFormat(), SHA256: from.GetSha256()}
+		job.Source = Source{Bytes: from.GetBytes(), Width: from.GetWidth(), Height: from.GetHeight(), Format: from.GetFormat(), SHA256: from.GetSha256(), Expired: state.GetSourceExpired()}
 	}
 	if state.GetPhase() == events.Phase_PHASE_ENDED {
 		outcome, at := word(state.GetOutcome().String(), "OUTCOME_"), state.GetFinalizedAt().AsTime()
@@ -324,7 +347,7 @@ func resultOf(op *events.OperationState) Result {
 	case events.OperationPhase_OPERATION_PHASE_COMPLETED:
 		a := op.GetArtifact()
 		result.Progress = 1
-		result.Artifact = &Artifact{Bytes: a.GetBytes(), Width: a.GetWidth(), Height: a.GetHeight(), Format: a.GetFormat(), SHA256: a.GetSha256()}
+		result.Artifact = &Artifact{Bytes: a.GetBytes(), Width: a.GetWidth(), Height: a.GetHeight(), Format: a.GetFormat(), SHA256: a.GetSha256(), Expired: op.GetArtifactExpired()}
 	case events.OperationPhase_OPERATION_PHASE_FAILED:
 		result.Error = &ResultError{Kind: word(op.GetFailureKind().String(), "FAILURE_KIND_"), Code: op.GetFailureCode(), Message: op.GetFailureMessage()}
 	case events.OperationPhase_OPERATION_PHASE_CANCELLED:

@@ -46,6 +46,10 @@ func TestOpenAPIDescribesTheContract(t *testing.T) {
 			require.NotEmpty(t, op.OperationID)
 			require.NotEmpty(t, op.Summary)
 			for status, response := range op.Responses.Map() {
+				if status == "204" {
+					require.Empty(t, response.Value.Content, op.OperationID)
+					continue
+				}
 				require.Len(t, response.Value.Content, 1, "%s %s: one content type", op.OperationID, status)
 			}
 		}

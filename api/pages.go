@@ -71,7 +71,7 @@ func (s *Server) pages() error {
 func (s *Server) pagePolicy(r *http.Request) string {
 	storage, err := s.Store.PublicOrigin(r.Context())
 	if err != nil {
-		s.Log.Warn("the storage server's address is not known; the page shows no results", "error", err)
+		s.Log.WarnContext(r.Context(), "the storage server's address is not known; the page shows no results", "error", err)
 	}
 	return "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: " + storage + "; connect-src 'self' " + storage +
 		"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/pixtools/pixtools/commands"
 )
 
@@ -52,11 +54,12 @@ func busy(what string) *Problem {
 }
 
 // take takes one of a bounded number of places, and what it returns gives it back; where
-// there is none left, it is busy with what.
-func take(places chan struct{}, what string) (leave func(), err error) {
+// there is none left, it is busy with what. taken tells how many are.
+func take(places chan struct{}, taken prometheus.Gauge, what string) (leave func(), err error) {
 	select {
 	case places <- struct{}{}:
-		return func() { <-places }, nil
+		taken.Inc()
+		return func() { <-places; taken.Dec() }, nil
 	default:
 		return nil, busy(what)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/sniff"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -33,7 +34,7 @@ type Accepted struct {
 // Kafka, then the client is told. What fails before leaves at most an orphan blob.
 func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	r, w := c.Request(), c.Response()
-	leave, err := take(s.uploads, fmt.Sprintf("%d uploads are in progress, the limit; try again shortly", s.cfg.MaxUploads))
+	leave, err := take(s.uploads, uploadsInProgress, fmt.Sprintf("%d uploads are in progress, the limit; try again shortly", s.cfg.MaxUploads))
 	if err != nil {
 		return Accepted{}, err
 	}
@@ -63,7 +64,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, err
 	}
 	command := commands.Submit{
-		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: traceOf(r),
+		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: telemetry.TraceParent(r.Context()),
 		Operations: u.operations, Parameters: u.parameters,
 		Source: &events.Source{Sha256: hex.EncodeToString(sum[:]), Bytes: u.source.size,
 			Width: int32(header.Width), Height: int32(header.Height), Format: header.Format},
@@ -109,14 +110,14 @@ func (s *Server) submit(ctx context.Context, u *upload, command commands.Submit)
 			return submitted{}, err
 		}
 		command.JobID = id.String()
-		token, err := s.write(ctx, u, command)
+		token, err := s.write(made(ctx, command.JobID), u, command)
 		return submitted{command.JobID, token}, err
 	}
 	command.JobID = events.JobID(command.Tenant, u.key)
 	if bug.On("key-draws-id") {
 		command.JobID = uuid.NewString()
 	}
-	return s.submitKeyed(ctx, u, command)
+	return s.submitKeyed(made(ctx, command.JobID), u, command)
 }
 
 // submitKeyed writes a job whose id follows from its idempotency key. That the id
@@ -225,7 +226,8 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit) 
 	if err != nil {
 		return "", err
 	}
-	s.Log.Info("job requested", "job", command.JobID, "request", command.RequestID, "operations", command.Operations,
+	jobsAccepted.Inc()
+	s.Log.InfoContext(ctx, "job requested", "operations", command.Operations,
 		"bytes", command.Source.GetBytes(), "position", token)
 	return token, nil
 }
@@ -296,13 +298,13 @@ func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int,
 // no reason to fail the request.
 func (s *Server) confirm(ctx context.Context, command commands.Submit) {
 	if err := s.Redis.Set(ctx, claimKey(command.JobID), hex.EncodeToString(command.Fingerprint)+writtenMark, s.cfg.IdempotencyTTL).Err(); err != nil {
-		s.Log.Warn("cannot mark an idempotency key as written", "job", command.JobID, "error", err)
+		s.Log.WarnContext(ctx, "cannot mark an idempotency key as written", "error", err)
 	}
 }
 
 func (s *Server) release(ctx context.Context, command commands.Submit) {
 	if err := s.Redis.Del(context.WithoutCancel(ctx), claimKey(command.JobID)).Err(); err != nil {
-		s.Log.Warn("cannot release an idempotency key: it is held by this fingerprint until it expires", "job", command.JobID,
+		s.Log.WarnContext(ctx, "cannot release an idempotency key: it is held by this fingerprint until it expires",
 			"ttl", s.cfg.IdempotencyTTL.String(), "error", err)
 	}
 }

@@ -66,7 +66,7 @@ func (s *Server) WatchQueues(ctx context.Context) error {
 			return nil
 		}
 		if err != nil && !failing {
-			s.Log.Warn("the queues cannot be looked at; nobody is refused for their age", "error", err)
+			s.Log.WarnContext(ctx, "the queues cannot be looked at; nobody is refused for their age", "error", err)
 		}
 		failing = err != nil
 		select {
@@ -114,9 +114,10 @@ func (s *Server) lookAtQueues(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.last.Store(&seen{w.ends[passed].at, queues})
+	at := w.ends[passed].at
+	w.last.Store(&seen{at, queues})
 	w.ends = w.ends[passed:]
-	return nil
+	return s.tellBacklog(ctx, at, queues)
 }
 
 // current is what is known of the queues, or nil.

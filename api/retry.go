@@ -8,6 +8,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // RetryRequest says what to run again.
@@ -41,7 +42,7 @@ func (s *Server) retry(c fuego.ContextNoBody) (Retried, error) {
 	if err != nil {
 		return Retried{}, err
 	}
-	decided, err := commands.Retry{Operations: request.Operations, MaxRevisions: s.cfg.MaxRevisions, TraceParent: traceOf(c.Request()), At: time.Now()}.Decide(state)
+	decided, err := commands.Retry{Operations: request.Operations, MaxRevisions: s.cfg.MaxRevisions, TraceParent: telemetry.TraceParent(c.Context()), At: time.Now()}.Decide(state)
 	if err != nil {
 		return Retried{}, stateConflict(err)
 	}
@@ -49,6 +50,6 @@ func (s *Server) retry(c fuego.ContextNoBody) (Retried, error) {
 		return Retried{}, err
 	}
 	m := decided[0].Message.(*events.OperationRetryRequested)
-	s.Log.Info("retry requested", "job", id, "request", c.Request().Header.Get(requestIDHeader), "revision", m.GetRevision(), "operations", m.GetOperations())
+	s.Log.InfoContext(c.Context(), "retry requested", "revision", m.GetRevision(), "operations", m.GetOperations())
 	return Retried{JobID: id, Status: "PENDING", Revision: m.GetRevision(), Operations: m.GetOperations()}, nil
 }

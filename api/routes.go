@@ -73,6 +73,10 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Operations that did not complete run again, as a new revision of the job; results that are there stay. The job has another end then."),
 		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Retried{}, ContentTypes: []string{"application/json"}}),
 		problems(404, 409, 413, 422, 503))
+	fuego.Delete(f, "/api/jobs/{job_id}", s.delete,
+		fuego.OptionOperationID("deleteJob"), fuego.OptionSummary("Delete a job"),
+		fuego.OptionOverrideDescription("For good: from here on the job is 404, and no list has it. Its pictures are removed a moment later. An open job is 409: cancel it first. An idempotency key of it goes on to mean it."),
+		fuego.OptionDefaultStatusCode(http.StatusNoContent), problems(404, 409, 422, 503))
 	fuego.Get(f, "/api/dead-letters", s.deadLetters,
 		fuego.OptionOperationID("deadLetters"), fuego.OptionSummary("List what was given up"),
 		fuego.OptionOverrideDescription("Work that failed for another reason than the picture, and records that could not be handled; the oldest first."),
@@ -165,11 +169,16 @@ func describe(f *fuego.Server) ([]byte, error) {
 		op.Responses.Value("202").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
 			Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query. Absent where the job was in the log before", Schema: text.NewRef()}}}}
 	}
+	deletion := doc.Paths.Value("/api/jobs/{job_id}").Delete
+	deletion.Responses.Delete("200")
+	deletion.Responses.Set("204", &openapi3.ResponseRef{Value: openapi3.NewResponse().WithDescription("Deleted")})
+	deletion.Responses.Value("204").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
+		Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
 	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}
 	doc.Components.Schemas["JobPage"].Value.Properties["jobs"].Value.Items.Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
-	for _, op := range []*openapi3.Operation{cancel, retry, stream, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
+	for _, op := range []*openapi3.Operation{cancel, retry, stream, deletion, doc.Paths.Value("/api/jobs/{job_id}").Get, doc.Paths.Value("/api/jobs/{job_id}/events").Get} {
 		op.Parameters.GetByInAndName("path", "job_id").Schema = openapi3.NewUUIDSchema().NewRef()
 	}
 	for _, name := range []string{"from", "to"} { // the framework would answer in its own words where they are missing

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,11 +18,13 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/sniff"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -156,9 +157,11 @@ type Parts struct {
 	// ReadLog reads records of a topic, at offsets that ascend.
 	ReadLog func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error)
 	// Lags tells how far the groups that follow the log are behind.
-	Lags  func(ctx context.Context) (kafka.Lags, error)
-	Keys  *secrets.Keyring
-	LogID [16]byte
+	Lags func(ctx context.Context) (kafka.Lags, error)
+	Keys *secrets.Keyring
+	// Retention is how long pictures are kept.
+	Retention commands.Retention
+	LogID     [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// OnSubmission hears which operations a valid submission asks for, before it is written
@@ -187,7 +190,9 @@ type Server struct {
 	spooled atomic.Int64
 	watcher watcher
 	mux     *http.ServeMux
-	spec    []byte
+	// entrance is serve, with a span around it where spans are sent.
+	entrance http.Handler
+	spec     []byte
 }
 
 // New makes the server; it is an http.Handler.
@@ -208,9 +213,12 @@ func New(cfg Config, parts Parts) (*Server, error) {
 		return nil, err
 	}
 	s.spec, s.mux = spec, f.Mux
+	spoolLimit.Set(float64(cfg.MaxSpoolBytes))
 	if err := s.pages(); err != nil {
 		return nil, err
 	}
+	s.mux.Handle("GET "+telemetry.MetricsPath, telemetry.Metrics())
+	s.entrance = traced(http.HandlerFunc(s.serve))
 	return s, nil
 }
 
@@ -227,26 +235,33 @@ func (s *Server) sendError(w http.ResponseWriter, r *http.Request, err error) {
 		return // nobody is there to be told, and it is no fault of ours
 	}
 	if p.Status >= http.StatusInternalServerError {
-		s.Log.Error("request failed", "request", r.Header.Get(requestIDHeader), "path", r.URL.Path, "status", p.Status, "error", errors.Join(p.cause, err))
+		s.Log.ErrorContext(r.Context(), "request failed", "route", routeOf(r.Pattern), "status", p.Status, "error", errors.Join(p.cause, err))
 	}
 	p.write(w)
 }
 
 // ServeHTTP answers a request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	identify(w, r)
-	if _, pattern := s.mux.Handler(r); pattern == "" {
-		s.unrouted(w, r).write(w)
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.entrance.ServeHTTP(w, r) }
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	id := identify(w, r)
+	_, pattern := s.mux.Handler(r)
+	ctx := telemetry.With(telemetry.OfRequest(r.Context(), r.Header), telemetry.About{RequestID: id, JobID: jobIn(pattern, r.URL.Path)})
+	q := &quiet{ResponseWriter: w}
+	// What the framework wraps around w hides the connection.
+	seen := &request{connection: http.NewResponseController(w)}
+	r = r.WithContext(context.WithValue(ctx, requestKey{}, seen))
+	defer s.observe(r, seen, pattern, q)()
+	if pattern == "" {
+		s.unrouted(q, r).write(q)
 		return
 	}
-	// What the framework wraps around w hides the connection.
-	r = r.WithContext(context.WithValue(r.Context(), connectionKey{}, http.NewResponseController(w)))
-	s.mux.ServeHTTP(&quiet{ResponseWriter: w}, r)
+	s.mux.ServeHTTP(q, r)
 }
 
 // identify gives a request its id, and its answer the headers of all.
-func identify(w http.ResponseWriter, r *http.Request) {
-	id := r.Header.Get(requestIDHeader)
+func identify(w http.ResponseWriter, r *http.Request) (id string) {
+	id = r.Header.Get(requestIDHeader)
 	if !plain(id) {
 		id = uuid.NewString()
 		r.Header.Set(requestIDHeader, id)
@@ -254,13 +269,21 @@ func identify(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(requestIDHeader, id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
+	return id
 }
 
-type connectionKey struct{}
+type requestKey struct{}
+
+// request is what goes with a request beside its context's ids.
+type request struct {
+	connection *http.ResponseController
+	// jobID is that of the job that it made, or empty.
+	jobID string
+}
 
 // connectionOf reaches the request's connection: its deadlines, and what is buffered.
 func connectionOf(r *http.Request) *http.ResponseController {
-	return r.Context().Value(connectionKey{}).(*http.ResponseController)
+	return r.Context().Value(requestKey{}).(*request).connection
 }
 
 // unrouted tells an unknown path from a known one asked with another method.
@@ -281,17 +304,6 @@ func (s *Server) unrouted(w http.ResponseWriter, r *http.Request) *Problem {
 	return problem(http.StatusNotFound, "There is nothing at "+r.URL.Path+"; see /docs")
 }
 
-// traceParent is the form of the W3C's header, version 00.
-var traceParent = regexp.MustCompile("^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
-
-// traceOf is the caller's trace context; what is none does not get into the log.
-func traceOf(r *http.Request) string {
-	if t := r.Header.Get("traceparent"); traceParent.MatchString(t) {
-		return t
-	}
-	return ""
-}
-
 // plain says whether text may be echoed as a request id.
 func plain(text string) bool {
 	for _, c := range []byte(text) {
@@ -307,11 +319,14 @@ func plain(text string) bool {
 type quiet struct {
 	http.ResponseWriter
 	begun bool
+	// status and bytes are what was answered.
+	status int
+	bytes  int64
 }
 
 func (q *quiet) WriteHeader(status int) {
 	if !q.begun {
-		q.begun = true
+		q.begun, q.status = true, status
 		for _, h := range []string{"X-Powered-By", "Trailer", "Server-Timing"} {
 			q.Header().Del(h)
 		}
@@ -323,7 +338,9 @@ func (q *quiet) Write(b []byte) (int, error) {
 	if !q.begun {
 		q.WriteHeader(http.StatusOK)
 	}
-	return q.ResponseWriter.Write(b)
+	n, err := q.ResponseWriter.Write(b)
+	q.bytes += int64(n)
+	return n, err
 }
 
 // Unwrap lets http.ResponseController reach the connection.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // Starting answers while the process waits for parts at its start: health and the probes
@@ -27,6 +29,7 @@ func Starting(parts Parts, waitedFor func() []string) http.Handler {
 	mux.HandleFunc("GET /api/livez", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, Alive{"alive"})
 	})
+	mux.Handle("GET "+telemetry.MetricsPath, telemetry.Metrics())
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		what := "PixTools is starting."
 		if names := waitedFor(); len(names) > 0 {

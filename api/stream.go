@@ -37,7 +37,7 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	leave, err := take(s.streams, fmt.Sprintf("%d streams are open, the limit (MAX_STREAMS); ask with wait= instead, or try again shortly", s.cfg.MaxStreams))
+	leave, err := take(s.streams, streamsOpen, fmt.Sprintf("%d streams are open, the limit (MAX_STREAMS); ask with wait= instead, or try again shortly", s.cfg.MaxStreams))
 	if err != nil {
 		return err
 	}
@@ -79,6 +79,9 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 			next := events.Fold(state, e.Event)
 			if e.Offset <= place || next == state {
 				break // it was in what we read, or means nothing
+			}
+			if next.GetPhase() == events.Phase_PHASE_DELETED {
+				return nil // who asks again is told that there is no such job
 			}
 			state, place = next, e.Offset
 			err = s.sendJob(r.Context(), out, state, place)

@@ -287,6 +287,7 @@ func (r *room) Write(b []byte) (int, error) {
 		return 0, busy(fmt.Sprintf("The uploads in progress take up SPOOL_MAX_BYTES, %d bytes; try again shortly", r.limit))
 	}
 	r.mine += n
+	spoolBytes.Add(float64(n))
 	return r.File.Write(b)
 }
 
@@ -298,6 +299,7 @@ func (r *room) ReadFrom(from io.Reader) (int64, error) {
 func (r *room) leave() {
 	_ = r.Close()
 	r.taken.Add(-r.mine)
+	spoolBytes.Sub(float64(r.mine))
 }
 
 func noRoom(cause error) error { return unavailable("There is no room to receive the file.", cause) }

@@ -49,7 +49,7 @@ func examples(t testing.TB) []proto.Message {
 		&WebhookScheduled{Revision: 1, Attempt: 1, Due: timestamppb.New(testTime)},
 		&WebhookDelivered{Revision: 1, Attempt: 1, HttpStatus: 204},
 		&WebhookFailed{Revision: 1, Attempt: 1, HttpStatus: 500, Code: "status", Message: "answered 500", Final: true},
-		&ArtifactsExpired{Operations: []string{"webp"}, Source: true},
+		&ArtifactsExpired{Operations: []string{"webp"}, Source: true, Revision: 1, Sha256: []string{"bb"}},
 		&JobDeleted{Reason: "asked by its owner"},
 	}
 }
@@ -87,7 +87,7 @@ func readExample(t *testing.T, file string) *kgo.Record {
 
 // version of an event's example: raised when the message gets a field, so that the new
 // file lies beside the old.
-var version = map[string]int{"JobRequested": 2, "OperationRetryRequested": 2, "ArtifactReplaced": 2}
+var version = map[string]int{"JobRequested": 2, "OperationRetryRequested": 2, "ArtifactReplaced": 2, "ArtifactsExpired": 2}
 
 // Every event that this version writes has an example in the corpus, and this
 // version still writes it so. A changed message gets a new file beside the old.

@@ -19,10 +19,11 @@ const (
 	// DeadLetterTopic holds what was given up, and what operators made of it. It has
 	// one partition: there is little of it, and so its order is that of time.
 	DeadLetterTopic = "pixtools.deadletters.v1"
-	// SagaGroup, ProjectorGroup and OperationGroup name the consumer groups; an
+	// SagaGroup, ProjectorGroup, JanitorGroup and OperationGroup name the consumer groups; an
 	// operation's group is OperationGroup followed by the operation's name.
 	SagaGroup      = "pixtools.saga"
 	ProjectorGroup = "pixtools.projector"
+	JanitorGroup   = "pixtools.janitor"
 	OperationGroup = "pixtools.op."
 )
 

@@ -1070,13 +1070,19 @@ func (x *WebhookFailed) GetFinal() bool {
 	return false
 }
 
-// ArtifactsExpired: stored bytes were removed after their retention.
+// ArtifactsExpired: stored bytes are past their retention and removed, now or in a
+// moment. It is about a job that has ended: a job that was retried meanwhile keeps them.
 type ArtifactsExpired struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The operations whose artifacts are gone.
 	Operations []string `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
 	// Whether the source is gone too.
-	Source        bool `protobuf:"varint,2,opt,name=source,proto3" json:"source,omitempty"`
+	Source bool `protobuf:"varint,2,opt,name=source,proto3" json:"source,omitempty"`
+	// The job's revision that has ended; 0 in events of before it was told.
+	Revision int32 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The SHA-256 of the artifact of each of operations, in their order: another that has
+	// taken its place meanwhile is kept. Empty in events of before it was told.
+	Sha256        []string `protobuf:"bytes,4,rep,name=sha256,proto3" json:"sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1123,6 +1129,20 @@ func (x *ArtifactsExpired) GetSource() bool {
 		return x.Source
 	}
 	return false
+}
+
+func (x *ArtifactsExpired) GetRevision() int32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ArtifactsExpired) GetSha256() []string {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
 }
 
 // JobDeleted: the job and its blobs are removed at somebody's request.
@@ -1625,12 +1645,14 @@ const file_pixtools_events_v1_events_proto_rawDesc = "" +
 	"httpStatus\x12\x12\n" +
 	"\x04code\x18\x04 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x14\n" +
-	"\x05final\x18\x06 \x01(\bR\x05final\"J\n" +
+	"\x05final\x18\x06 \x01(\bR\x05final\"~\n" +
 	"\x10ArtifactsExpired\x12\x1e\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\tR\n" +
 	"operations\x12\x16\n" +
-	"\x06source\x18\x02 \x01(\bR\x06source\"$\n" +
+	"\x06source\x18\x02 \x01(\bR\x06source\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x05R\brevision\x12\x16\n" +
+	"\x06sha256\x18\x04 \x03(\tR\x06sha256\"$\n" +
 	"\n" +
 	"JobDeleted\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"X\n" +

@@ -50,7 +50,7 @@ func fold(s *Job, e Event) *Job {
 	case *JobCancelRequested:
 		return foldCancel(s, e, m)
 	case *ArtifactReplaced:
-		return foldReplaced(s, m)
+		return foldReplaced(s, e, m)
 	case *WebhookScheduled:
 		return foldWebhookScheduled(s, m)
 	case *WebhookDelivered:
@@ -87,7 +87,7 @@ func copyOf(s *Job) *Job {
 		next.Operations[i] = &OperationState{
 			Name: op.Name, Parameters: op.Parameters, Phase: op.Phase, Attempt: op.Attempt, Artifact: op.Artifact, ArtifactExpired: op.ArtifactExpired,
 			FailureKind: op.FailureKind, FailureCode: op.FailureCode, FailureMessage: op.FailureMessage,
-			StartedAt: op.StartedAt, EndedAt: op.EndedAt, CpuTime: op.CpuTime, Engine: op.Engine, ModelSha256: op.ModelSha256,
+			StartedAt: op.StartedAt, EndedAt: op.EndedAt, CpuTime: op.CpuTime, Engine: op.Engine, ModelSha256: op.ModelSha256, ReplacedAt: op.ReplacedAt,
 		}
 		next.Operations[i].ProtoReflect().SetUnknown(op.ProtoReflect().GetUnknown())
 	}
@@ -284,7 +284,7 @@ func foldCancel(s *Job, e Event, m *JobCancelRequested) *Job {
 	return next
 }
 
-func foldReplaced(s *Job, m *ArtifactReplaced) *Job {
+func foldReplaced(s *Job, e Event, m *ArtifactReplaced) *Job {
 	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision() ||
 		m.GetArtifact().GetSha256() == m.GetReplacedSha256() { // the same bytes: a repeat would count again
 		return nil
@@ -296,7 +296,7 @@ func foldReplaced(s *Job, m *ArtifactReplaced) *Job {
 		}
 		next := copyOf(s)
 		next.Operations[i].Artifact = proto.Clone(m.GetArtifact()).(*Artifact)
-		next.Operations[i].ArtifactExpired = false
+		next.Operations[i].ArtifactExpired, next.Operations[i].ReplacedAt = false, timestamppb.New(e.Time)
 		next.Operations[i].ModelSha256 = m.GetModelSha256()
 		if m.GetEngine() != "" {
 			next.Operations[i].Engine = m.GetEngine()
@@ -354,13 +354,18 @@ func foldWebhookFailed(s *Job, m *WebhookFailed) *Job {
 	return next
 }
 
+// foldExpired believes what is told of an ended revision only of that one: a retry that
+// came first needs the source, and what an operation makes anew is young.
 func foldExpired(s *Job, m *ArtifactsExpired) *Job {
+	if m.GetRevision() > 0 && (s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()) {
+		return nil
+	}
 	next, changed := copyOf(s), false
 	if m.GetSource() && !next.GetSourceExpired() {
 		next.SourceExpired, changed = true, true
 	}
 	for _, op := range next.GetOperations() {
-		if op.GetArtifact() != nil && !op.GetArtifactExpired() && slices.Contains(m.GetOperations(), op.GetName()) {
+		if op.GetArtifact() != nil && !op.GetArtifactExpired() && expires(m, op) {
 			op.ArtifactExpired, changed = true, true
 		}
 	}
@@ -368,6 +373,12 @@ func foldExpired(s *Job, m *ArtifactsExpired) *Job {
 		return nil
 	}
 	return next
+}
+
+// expires says whether the event is about the artifact that the operation has now.
+func expires(m *ArtifactsExpired, op *OperationState) bool {
+	i := slices.Index(m.GetOperations(), op.GetName())
+	return i >= 0 && (len(m.GetSha256()) == 0 || i < len(m.GetSha256()) && m.GetSha256()[i] == op.GetArtifact().GetSha256())
 }
 
 // foldDeleted keeps what tells that the job was there, and nothing of its content.
@@ -401,6 +412,15 @@ func (x *Job) Settled() bool {
 		}
 	}
 	return true
+}
+
+// MadeAt is since when an operation has its artifact: when it completed, or when the
+// artifact took another's place.
+func (x *OperationState) MadeAt() time.Time {
+	if at := x.GetReplacedAt(); at != nil {
+		return at.AsTime()
+	}
+	return x.GetEndedAt().AsTime()
 }
 
 // Opened is when the job's revision began. States that were stored before it was kept

@@ -101,6 +101,11 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 		{"webhook failed, to be tried again", &WebhookFailed{Revision: 1, Attempt: 1, Code: "timeout"}, "....xx."},
 		{"expired source", &ArtifactsExpired{Source: true}, ".xxxxx."},
 		{"expired artifact", &ArtifactsExpired{Operations: []string{"webp"}}, "...xxx."},
+		{"expired source of revision 1", &ArtifactsExpired{Revision: 1, Source: true}, "....x.."},
+		{"expired source of revision 2", &ArtifactsExpired{Revision: 2, Source: true}, "......."},
+		{"expired artifact of revision 1", &ArtifactsExpired{Revision: 1, Operations: []string{"webp"}, Sha256: []string{"w"}}, "....x.."},
+		{"expired artifact that was replaced", &ArtifactsExpired{Revision: 1, Operations: []string{"webp"}, Sha256: []string{"q"}}, "......."},
+		{"expired artifact without its hash", &ArtifactsExpired{Revision: 1, Operations: []string{"avif", "webp"}, Sha256: []string{"w"}}, "......."},
 		{"deleted", &JobDeleted{}, ".xxxxx."},
 	}
 	covered := map[string]bool{}

@@ -57,7 +57,11 @@ func identity(m proto.Message) (revision int32, operation string, attempt int32,
 	case *WebhookFailed:
 		return m.GetRevision(), "", m.GetAttempt(), ""
 	case *ArtifactsExpired:
-		return 0, "", 0, fmt.Sprintf("%s/%t", strings.Join(m.GetOperations(), ","), m.GetSource())
+		extra = fmt.Sprintf("%s/%t", strings.Join(m.GetOperations(), ","), m.GetSource())
+		if len(m.GetSha256()) > 0 {
+			extra += "/" + strings.Join(m.GetSha256(), ",")
+		}
+		return m.GetRevision(), "", 0, extra
 	case *JobDeleted:
 		return 0, "", 0, ""
 	}

@@ -397,7 +397,9 @@ type OperationState struct {
 	// The engine's fingerprint.
 	Engine string `protobuf:"bytes,13,opt,name=engine,proto3" json:"engine,omitempty"`
 	// SHA-256 of the model's weights.
-	ModelSha256   string `protobuf:"bytes,14,opt,name=model_sha256,json=modelSha256,proto3" json:"model_sha256,omitempty"`
+	ModelSha256 string `protobuf:"bytes,14,opt,name=model_sha256,json=modelSha256,proto3" json:"model_sha256,omitempty"`
+	// When the artifact took another's place; absent if it is the one that the operation made.
+	ReplacedAt    *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=replaced_at,json=replacedAt,proto3" json:"replaced_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -530,6 +532,13 @@ func (x *OperationState) GetModelSha256() string {
 	return ""
 }
 
+func (x *OperationState) GetReplacedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReplacedAt
+	}
+	return nil
+}
+
 // Webhook is what became of posting the outcome.
 type Webhook struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -651,7 +660,7 @@ const file_pixtools_state_v1_job_proto_rawDesc = "" +
 	"\rcancel_reason\x18\x11 \x01(\tR\fcancelReason\x12%\n" +
 	"\x0ecorrelation_id\x18\x12 \x01(\tR\rcorrelationId\x127\n" +
 	"\topened_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\x12,\n" +
-	"\x12idempotency_job_id\x18\x14 \x01(\tR\x10idempotencyJobId\"\x88\x05\n" +
+	"\x12idempotency_job_id\x18\x14 \x01(\tR\x10idempotencyJobId\"\xc5\x05\n" +
 	"\x0eOperationState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
 	"\n" +
@@ -670,7 +679,9 @@ const file_pixtools_state_v1_job_proto_rawDesc = "" +
 	"\bended_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x124\n" +
 	"\bcpu_time\x18\f \x01(\v2\x19.google.protobuf.DurationR\acpuTime\x12\x16\n" +
 	"\x06engine\x18\r \x01(\tR\x06engine\x12!\n" +
-	"\fmodel_sha256\x18\x0e \x01(\tR\vmodelSha256\"\xc6\x01\n" +
+	"\fmodel_sha256\x18\x0e \x01(\tR\vmodelSha256\x12;\n" +
+	"\vreplaced_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"replacedAt\"\xc6\x01\n" +
 	"\aWebhook\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12,\n" +
@@ -742,12 +753,13 @@ var file_pixtools_state_v1_job_proto_depIdxs = []int32{
 	8,  // 16: pixtools.state.v1.OperationState.started_at:type_name -> google.protobuf.Timestamp
 	8,  // 17: pixtools.state.v1.OperationState.ended_at:type_name -> google.protobuf.Timestamp
 	13, // 18: pixtools.state.v1.OperationState.cpu_time:type_name -> google.protobuf.Duration
-	8,  // 19: pixtools.state.v1.Webhook.due:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	8,  // 19: pixtools.state.v1.OperationState.replaced_at:type_name -> google.protobuf.Timestamp
+	8,  // 20: pixtools.state.v1.Webhook.due:type_name -> google.protobuf.Timestamp
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_pixtools_state_v1_job_proto_init() }

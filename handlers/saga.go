@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
+	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // SagaConfig bounds the saga.
@@ -108,7 +111,14 @@ type Saga struct {
 	read map[int32]int64
 	// losses counts calls of forget and own: what was read before one may be out of date after it.
 	losses int
+	// client is that of the session under way, for those who ask how we are.
+	client atomic.Pointer[kgo.Client]
+	// SessionOpts are more options of the session's client, beside those of all.
+	SessionOpts []kgo.Opt
 }
+
+// Joined says whether it is a member of its group.
+func (s *Saga) Joined() bool { return kafka.Joined(s.client.Load()) }
 
 // memory is the state of one partition's jobs.
 type memory struct {
@@ -164,7 +174,7 @@ func (s *Saga) Run(ctx context.Context) error {
 
 // session runs until the client can no longer be used.
 func (s *Saga) session(ctx context.Context) error {
-	session, err := kgo.NewGroupTransactSession(append(slices.Clone(s.opts),
+	session, err := kgo.NewGroupTransactSession(append(slices.Concat(s.opts, s.SessionOpts),
 		kgo.TransactionalID(s.id),
 		kgo.RecordPartitioner(partitioner{}),
 		kgo.TransactionTimeout(s.cfg.TransactionTimeout),
@@ -185,7 +195,10 @@ func (s *Saga) session(ctx context.Context) error {
 	}
 	defer session.Close()
 	defer s.forget(ctx, nil, nil)
+	s.client.Store(session.Client())
+	defer s.client.Store(nil)
 	p := newPending()
+	defer func() { finish(p.changes, errAborted) }()
 	nextTick := time.Now().Add(s.cfg.TickInterval)
 	for {
 		limit := time.Until(nextTick)
@@ -378,7 +391,7 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, read func(pa
 			return err
 		}
 		for _, id := range late {
-			s.log.Warn("a job is over its deadline: what it waits for is given up", "job", id, "deadline", s.cfg.JobDeadline.String())
+			s.log.WarnContext(telemetry.With(ctx, telemetry.About{JobID: id}), "a job is over its deadline: what it waits for is given up", "deadline", s.cfg.JobDeadline.String())
 			s.guard(id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
 		}
 	}
@@ -465,7 +478,15 @@ func (s *Saga) settle(changes map[int32]*changeSet, committed bool) {
 		// A rebalance came first. The session goes back to the committed offsets;
 		// our memory was not changed yet.
 		s.log.Info("saga transaction aborted by a rebalance; its records will be read again")
+		transactionsAborted.Inc()
+		finish(changes, errAborted)
 		return
+	}
+	finish(changes, nil)
+	for _, c := range changes {
+		for _, outcome := range c.outcomes {
+			jobsEnded.WithLabelValues(outcomeName(outcome)).Inc()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -482,7 +503,7 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 		return
 	}
 	if err != nil {
-		s.log.Error("a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
+		s.log.ErrorContext(aboutJob(string(r.Key)), "a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
 		s.guard(string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
 		return
 	}
@@ -492,18 +513,40 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	if e.Imported() {
 		return // the end is told beside it; a retry later on tells the whole job
 	}
-	if fault := s.guard(e.JobID, func() error { return s.told(c.take(e)) }); fault != nil {
+	if fault := s.guard(e.JobID, func() error { return s.end(c, e, r) }); fault != nil {
 		s.guard(e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}
 }
 
-// told writes ends into the log file.
-func (s *Saga) told(ends []events.Event, err error) error {
+// end takes an event in, and tells of the ends that it is the cause of. Their span lasts until
+// the transaction's end, and what follows from an end, such as a webhook, hangs below it.
+func (s *Saga) end(c *changeSet, e events.Event, r *kgo.Record) error {
+	begun := time.Now()
+	before := len(c.emitted)
+	ends, err := c.take(e)
 	for _, end := range ends {
-		s.log.Info("job ended", "job", end.JobID, "request", end.CorrelationID,
-			"outcome", end.Message.(*events.JobFinalized).GetOutcome().String())
+		ctx, span := telemetry.Process(context.Background(), "finalize", events.SagaGroup, e, r, begun)
+		c.spans = append(c.spans, span)
+		for i := range c.emitted[before:] {
+			if told := &c.emitted[before+i]; told.ID == end.ID {
+				if carried := telemetry.TraceParent(ctx); carried != "" {
+					told.TraceParent = carried
+				}
+			}
+		}
+		outcome := end.Message.(*events.JobFinalized).GetOutcome()
+		c.outcomes = append(c.outcomes, outcome)
+		s.log.InfoContext(ctx, "job ended", "outcome", outcome.String())
 	}
 	return err
+}
+
+// aboutJob is a context for a record's key that may be no job's id.
+func aboutJob(key string) context.Context {
+	if !events.IsJobID(key) {
+		return context.Background()
+	}
+	return telemetry.With(context.Background(), telemetry.About{JobID: key})
 }
 
 // fault is what stopped the work at one record.
@@ -514,11 +557,11 @@ func (s *Saga) guard(job string, work func() error) (broken *fault) {
 	defer func() {
 		if p := recover(); p != nil {
 			broken = &fault{fmt.Sprintf("panic: %v", p), string(debug.Stack())}
-			s.log.Error("the saga panicked", "job", job, "error", broken.message, "stack", broken.stack)
+			s.log.ErrorContext(aboutJob(job), "the saga panicked", "error", broken.message, "stack", broken.stack)
 		}
 	}()
 	if err := work(); err != nil {
-		s.log.Error("saga cannot decide", "job", job, "error", err)
+		s.log.ErrorContext(aboutJob(job), "saga cannot decide", "error", err)
 		return &fault{message: err.Error()}
 	}
 	return nil

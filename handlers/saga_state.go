@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/pixtools/pixtools/commands"
@@ -76,6 +77,9 @@ type changeSet struct {
 	newest time.Time
 	// expired counts the entries of memory.ended that this batch looked at.
 	expired int
+	// spans are those of the ends that were told, outcomes what those were.
+	spans    []trace.Span
+	outcomes []events.Outcome
 	// next is the offset after the last record read.
 	next int64
 }

@@ -227,6 +227,8 @@ func (w *world) writeAsBefore(state *events.Job) {
 		if w.cfg.Remember < 1000*time.Hour {
 			return
 		}
+	case "ArtifactsExpired.2": // the artifact that it names is none of these jobs'
+		return
 	case "ArtifactsExpired.1":
 		// Of a job that has ended, with the artifact that it names.
 		if state.GetPhase() != events.Phase_PHASE_ENDED || !slices.ContainsFunc(state.GetOperations(), func(op *events.OperationState) bool {

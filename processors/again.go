@@ -11,6 +11,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
@@ -49,9 +50,9 @@ type Again struct {
 	// Pool is the engine for an operation, Timeout how long one may take there.
 	Pool    func(operation string) *engine.Pool
 	Timeout func(operation string) time.Duration
-	// Retention is how long Store keeps objects, as of Now.
-	Retention time.Duration
-	Now       func() time.Time
+	// Retention is how long Store keeps pictures, as of Now.
+	commands.Retention
+	Now func() time.Time
 }
 
 // Made is a result in the spool. Remove it.
@@ -93,7 +94,7 @@ func (a Again) Make(ctx context.Context, job *events.Job, operation string) (Mad
 	if job.GetSourceExpired() {
 		return Made{}, SourceExpired
 	}
-	source, err := a.fetch(ctx, job.GetSource().GetKey(), job.GetSource().GetSha256(), job.GetRequestedAt().AsTime(), SourceExpired, SourceMissing, SourceDamaged)
+	source, err := a.fetch(ctx, job.GetSource().GetKey(), job.GetSource().GetSha256(), a.Now().After(a.SourceUntil(job)), SourceExpired, SourceMissing, SourceDamaged)
 	if err != nil {
 		return Made{}, err
 	}
@@ -129,7 +130,7 @@ func (a Again) Keep(ctx context.Context, made Made, operation string) error {
 // Compare says how like a stored artifact, of some time, a result is, in decibels. The
 // error is a Skip, an *engine.InputError or the world's.
 func (a Again) Compare(ctx context.Context, made Made, recorded *events.Artifact, at time.Time, operation string) (float64, error) {
-	stored, err := a.fetch(ctx, recorded.GetKey(), recorded.GetSha256(), at, ResultExpired, ResultMissing, ResultDamaged)
+	stored, err := a.fetch(ctx, recorded.GetKey(), recorded.GetSha256(), a.Now().Sub(at) > a.Results, ResultExpired, ResultMissing, ResultDamaged)
 	if err != nil {
 		return 0, err
 	}
@@ -137,11 +138,11 @@ func (a Again) Compare(ctx context.Context, made Made, recorded *events.Artifact
 	return a.Pool(operation).Compare(ctx, stored, made.Path, a.Timeout(operation))
 }
 
-// fetch copies an object of some time into the spool.
-func (a Again) fetch(ctx context.Context, key, sum string, at time.Time, expired, missing, damaged Skip) (string, error) {
+// fetch copies an object into the spool; old says that it may have expired.
+func (a Again) fetch(ctx context.Context, key, sum string, old bool, expired, missing, damaged Skip) (string, error) {
 	path, err := fetch(ctx, a.Store, a.Spool, key, sum)
 	switch {
-	case errors.Is(err, blob.ErrNotFound) && a.Now().Sub(at) > a.Retention:
+	case errors.Is(err, blob.ErrNotFound) && old:
 		return "", expired
 	case errors.Is(err, blob.ErrNotFound):
 		return "", missing

@@ -10,6 +10,8 @@ import (
 	"io"
 	"math"
 	"os"
+	"path"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -384,7 +386,7 @@ func (r Reprocess) replace(ctx context.Context, run Run, m Remade, back bool, wr
 
 // refresh stores a result once more, as it is.
 func (r Reprocess) refresh(ctx context.Context, v Version, operation string) error {
-	path, err := r.fetch(ctx, v.Key, v.SHA256, r.Now(), ResultExpired, ResultMissing, ResultDamaged)
+	path, err := r.fetch(ctx, v.Key, v.SHA256, false, ResultExpired, ResultMissing, ResultDamaged)
 	if err != nil {
 		return err
 	}
@@ -403,6 +405,60 @@ func (r Reprocess) refresh(ctx context.Context, v Version, operation string) err
 		return err
 	}
 	return r.Store.Put(ctx, v.Key, file, v.Bytes, sum, target.ContentType)
+}
+
+// Shadows gives what runs have made, and what that is to replace or has replaced: the keys of
+// results, and, of parts that are not done, the folders in which they are about to lie.
+func Shadows(ctx context.Context, store *blob.Store, each func(prefix string)) error {
+	r := Reprocess{Again: Again{Store: store}}
+	done := map[string]bool{} // the parts of the run that is listed
+	current := ""
+	var plans []string
+	flush := func() error {
+		for _, plan := range plans {
+			if done[strings.Replace(plan, "/plan-", "/results-", 1)] {
+				continue
+			}
+			var items []Item
+			if there, err := r.read(ctx, plan, &items); err != nil || !there {
+				return err
+			}
+			for _, item := range items {
+				folder, _ := path.Split(item.Before.Key)
+				each(folder)
+			}
+		}
+		plans = plans[:0]
+		clear(done)
+		return nil
+	}
+	err := store.List(ctx, blob.ReprocessPrefix, func(o blob.Object) error {
+		folder, name := path.Split(o.Key)
+		if folder != current {
+			if err := flush(); err != nil {
+				return err
+			}
+			current = folder
+		}
+		switch {
+		case strings.HasPrefix(name, "plan-"):
+			plans = append(plans, o.Key)
+		case strings.HasPrefix(name, "results-"):
+			done[o.Key] = true
+			var all []Remade
+			if there, err := r.read(ctx, o.Key, &all); err != nil || !there {
+				return err
+			}
+			for _, m := range all {
+				if m.After != nil {
+					each(m.After.Key)
+					each(m.Before.Key)
+				}
+			}
+		}
+		return nil
+	})
+	return errors.Join(err, flush())
 }
 
 func artifactOf(job *events.Job, operation string) *events.Artifact {

@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/pixtools/pixtools/commands"
@@ -28,6 +29,7 @@ import (
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/processors/engine"
 )
 
@@ -114,6 +116,9 @@ type Worker struct {
 	working map[string]context.CancelCauseFunc
 	// away holds since when a job's source could not be read.
 	away *lru.Cache[string, time.Time]
+	// group names the consumer group; self is a context about the operation.
+	group string
+	self  context.Context
 	// failed counts the attempts at a job that failed before our eyes.
 	failed *lru.Cache[string, int32]
 }
@@ -137,8 +142,11 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 	if err != nil {
 		return nil, err
 	}
+	countFrom0(op.Name)
 	return &Worker{cfg: cfg, operation: op, target: target, pool: pool, store: store, publisher: publisher,
-		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, room: semaphore.NewWeighted(cfg.SpoolBytes), working: map[string]context.CancelCauseFunc{}, log: log.With("operation", op.Name)}, nil
+		report: report, spool: spool, name: name, jobs: jobs, away: away, failed: failed, room: semaphore.NewWeighted(cfg.SpoolBytes),
+		working: map[string]context.CancelCauseFunc{}, log: log,
+		group: events.OperationGroup + op.Name, self: telemetry.With(context.Background(), telemetry.About{Operation: op.Name})}, nil
 }
 
 // Notice sees every record of the log in order, before those that the worker is to
@@ -150,19 +158,27 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 func (w *Worker) Notice(r *kgo.Record) (wanted bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			w.log.Error("passing over a record that panics", "partition", r.Partition, "offset", r.Offset, "error", p, "stack", string(debug.Stack()))
+			w.log.ErrorContext(w.about(r), "passing over a record that panics", "partition", r.Partition, "offset", r.Offset, "error", p, "stack", string(debug.Stack()))
 			wanted = false
 		}
 	}()
 	e, err := events.Decode(r)
 	if err != nil {
 		if !errors.Is(err, events.ErrUnknownType) {
-			w.log.Error("passing over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
+			w.log.ErrorContext(w.about(r), "passing over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		}
 		return false
 	}
 	w.fold(e)
 	return w.wanted(e)
+}
+
+// about is a context for a record that may be no event.
+func (w *Worker) about(r *kgo.Record) context.Context {
+	if id := string(r.Key); events.IsJobID(id) {
+		return telemetry.With(w.self, telemetry.About{JobID: id})
+	}
+	return w.self
 }
 
 // CatchUp folds what lies between the committed offset and the log's end, so that
@@ -247,6 +263,14 @@ func (w *Worker) Handle(msg *message.Message) (err error) {
 	if err != nil {
 		return err
 	}
+	ctx = telemetry.With(ctx, telemetry.About{Operation: w.operation.Name})
+	ctx, span := telemetry.Process(ctx, "process "+w.operation.Name, w.group, request, r, time.Now())
+	defer func() {
+		if err != nil {
+			w.log.WarnContext(ctx, "a request is to be delivered again", "error", err)
+		}
+		telemetry.End(span, err)
+	}()
 	defer func() {
 		if p := recover(); p != nil {
 			err = w.panicked(ctx, task{request, r}, p, string(debug.Stack()))
@@ -322,12 +346,17 @@ type begun struct {
 // worst one attempt is not counted.
 func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, source string) error {
 	var a *begun
+	outcome := outcomeAgain
+	defer func() { w.count(ctx, a, outcome) }()
+	var converting trace.Span
 	target := source + ".out"
 	defer os.Remove(target)
 	conversion := w.operation.Request(source, target, parametersOf(state, w.operation.Name))
 	conversion.Timeout = w.cfg.Timeout
 	conversion.OnTurn = func() (err error) {
 		if a, err = w.begin(ctx, request); err == nil {
+			inProgress.WithLabelValues(w.operation.Name).Inc()
+			_, converting = telemetry.Start(ctx, "convert "+w.operation.Name)
 			bug.Panic(state.GetSource().GetWidth())
 			err = bug.Slow(ctx)
 		}
@@ -335,13 +364,16 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 	}
 	conversion.OnProgress = func(done, total int) { a.report(done, total) }
 	result, err := w.pool.Convert(ctx, conversion)
+	if converting != nil {
+		telemetry.End(converting, err)
+	}
 	if errors.Is(err, errNoAttempt) {
 		return nil
 	}
 	if a == nil {
 		return err // its turn did not come
 	}
-	log := w.log.With("job", request.JobID, "request", request.CorrelationID, "attempt", a.started.Message.(*events.OperationStarted).GetAttempt())
+	log := w.log.With("attempt", a.started.Message.(*events.OperationStarted).GetAttempt())
 	// What Kafka did not take is no attempt, and none of the picture's: however long Kafka is
 	// away, it uses up nothing. Should it be in the log all the same, Notice will fold it.
 	unheard := a.acknowledged()
@@ -352,10 +384,11 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 	if err := errors.Join(err, unheard); err != nil {
 		var refused *engine.InputError
 		if errors.As(err, &refused) {
-			log.Info("operation failed", "code", refused.Code, "error", refused.Message)
+			log.InfoContext(ctx, "operation failed", "code", refused.Code, "error", refused.Message)
+			outcome = outcomeFailed
 			return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_INPUT, refused.Code, refused.Message)
 		}
-		log.Warn("attempt ended without a result", "error", err)
+		log.WarnContext(ctx, "attempt ended without a result", "error", err)
 		if ctx.Err() == nil && failed {
 			w.countFailure(state)
 		}
@@ -366,7 +399,8 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 		if ctx.Err() != nil {
 			return err
 		}
-		log.Error("the artifact could not be stored in time", "error", err)
+		log.ErrorContext(ctx, "the artifact could not be stored in time", "error", err)
+		outcome = outcomeFailed
 		return w.fail(ctx, a, events.FailureKind_FAILURE_KIND_WORLD, "artifact_not_stored", "the result could not be stored in time")
 	}
 	decided, err := commands.Complete{Started: a.started, Artifact: artifact, CPUTime: result.CPUTime, Engine: result.Engine,
@@ -374,8 +408,28 @@ func (w *Worker) attempt(ctx context.Context, request task, state *events.Job, s
 	if err != nil {
 		return err
 	}
-	log.Info("operation completed", "bytes", artifact.GetBytes())
-	return w.emit(ctx, decided)
+	log.InfoContext(ctx, "operation completed", "bytes", artifact.GetBytes())
+	if err = w.emit(ctx, decided); err == nil {
+		outcome = outcomeCompleted
+	}
+	return err
+}
+
+// count counts an attempt that is over; failures for good are counted where they are told.
+func (w *Worker) count(ctx context.Context, a *begun, outcome string) {
+	if a == nil {
+		return
+	}
+	inProgress.WithLabelValues(w.operation.Name).Dec()
+	if outcome == outcomeAgain && errors.Is(context.Cause(ctx), errNoAttempt) {
+		outcome = outcomeStopped
+	}
+	if outcome != outcomeFailed {
+		attempts.WithLabelValues(w.operation.Name, outcome, "").Inc()
+	}
+	if outcome == outcomeCompleted || outcome == outcomeFailed {
+		attemptDuration.WithLabelValues(w.operation.Name).Observe(time.Since(a.started.Time).Seconds())
+	}
 }
 
 // begin puts an attempt into the log. It is errNoAttempt where none is to be made, as
@@ -405,6 +459,11 @@ func (w *Worker) begin(ctx context.Context, request task) (*begun, error) {
 	if err != nil {
 		return nil, err
 	}
+	if started.GetAttempt() == 1 {
+		// Beside our own span, which begins when the record is handled: the wait is before that.
+		telemetry.Span(telemetry.OfEvent(ctx, request.Event), "queue "+w.operation.Name, request.Time, decided[0].Time)
+		queueAge.WithLabelValues(w.operation.Name).Observe(max(decided[0].Time.Sub(request.Time), 0).Seconds())
+	}
 	a := &begun{request: request, started: decided[0], state: events.Fold(state, decided[0]), acknowledged: w.publisher.Begin(ctx, record),
 		report: func(int, int) {}}
 	if w.report != nil {
@@ -423,7 +482,7 @@ func (w *Worker) countFailure(state *events.Job) int32 {
 // panicked answers a handler that did. It is tried again, since what it met may have
 // passed, as often as an attempt that failed.
 func (w *Worker) panicked(ctx context.Context, request task, value any, stack string) error {
-	w.log.Error("the handler panicked", "job", request.JobID, "request", request.CorrelationID, "error", value, "stack", stack)
+	w.log.ErrorContext(ctx, "the handler panicked", "error", value, "stack", stack)
 	w.mu.Lock()
 	state, _ := w.jobs.Get(request.JobID)
 	w.mu.Unlock()
@@ -457,12 +516,16 @@ func (w *Worker) giveUp(ctx context.Context, request task, decided events.Event,
 		if err != nil {
 			return err
 		}
-		w.log.Error("operation given up: to the dead letters", "job", request.JobID, "request", request.CorrelationID, "code", failed.GetCode(), "error", failed.GetMessage())
+		w.log.ErrorContext(ctx, "operation given up: to the dead letters", "code", failed.GetCode(), "error", failed.GetMessage())
 		if err := w.publisher.Append(ctx, letter); err != nil {
 			return fmt.Errorf("append the dead letter of job %s: %w", request.JobID, err)
 		}
 	}
-	return w.emit(ctx, []events.Event{decided})
+	if err := w.emit(ctx, []events.Event{decided}); err != nil {
+		return err
+	}
+	attempts.WithLabelValues(w.operation.Name, outcomeFailed, kindName(failed.GetKind())).Inc()
+	return nil
 }
 
 // latest is the job's state as far as it is known, of which the attempt is a part: the
@@ -531,7 +594,7 @@ func (w *Worker) keep(ctx context.Context, jobID, path string, result engine.Res
 		}
 		return struct{}{}, w.store.Put(ctx, artifact.GetKey(), file, artifact.GetBytes(), sum, w.target.ContentType)
 	}, backoff.WithMaxElapsedTime(w.cfg.GiveUpAfter), backoff.WithNotify(func(err error, pause time.Duration) {
-		w.log.Warn("cannot store the artifact, trying again", "job", jobID, "after", pause.String(), "error", err)
+		w.log.WarnContext(ctx, "cannot store the artifact, trying again", "after", pause.String(), "error", err)
 	}))
 	if err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -34,6 +36,9 @@ func (c DeadLetterConfig) Validate() error {
 	}
 	return nil
 }
+
+var deadLettersOpen = promauto.NewGauge(prometheus.GaugeOpts{Name: "pixtools_dead_letters_open",
+	Help: "Dead letters that were neither redriven nor discarded, as far as this process has read."})
 
 // DeadLetters is the projection of the dead letter topic. It is small, so it is kept in
 // memory and made anew at each start, and PostgreSQL may be away.
@@ -97,6 +102,7 @@ func (d *DeadLetters) take(r *kgo.Record) {
 		return
 	}
 	d.letters[e.LetterID] = after
+	deadLettersOpen.Add(openOnes(after) - openOnes(before))
 	if before == nil {
 		d.order = append(d.order, e.LetterID)
 		d.shrink()
@@ -110,8 +116,17 @@ func (d *DeadLetters) shrink() {
 	}
 	at := slices.IndexFunc(d.order, func(id string) bool { return !d.letters[id].ClosedAt.IsZero() })
 	at = max(at, 0)
+	deadLettersOpen.Sub(openOnes(d.letters[d.order[at]]))
 	delete(d.letters, d.order[at])
 	d.order = slices.Delete(d.order, at, at+1)
+}
+
+// openOnes is 1 for a letter that is open.
+func openOnes(l *events.DeadLetter) float64 {
+	if l == nil || !l.ClosedAt.IsZero() {
+		return 0
+	}
+	return 1
 }
 
 // Await returns once the view has what is in the topic now.

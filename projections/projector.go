@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // Projector applies the log to the read model.
@@ -32,6 +34,8 @@ type Projector struct {
 	logID [16]byte
 	// beside says that another schema than the live one is written: nobody waits for it.
 	beside bool
+	// client is that of the session under way, for those who ask how we are.
+	client atomic.Pointer[kgo.Client]
 }
 
 // NewProjector makes a projector of the log whose topic id is logID; opts must
@@ -93,6 +97,8 @@ func (p *Projector) session(ctx context.Context) error {
 		return err
 	}
 	defer client.CloseAllowingRebalance()
+	p.client.Store(client)
+	defer p.client.Store(nil)
 	for {
 		polling, cancel := context.WithTimeout(ctx, lookEvery)
 		fetches := client.PollRecords(polling, p.cfg.BatchRecords)
@@ -221,6 +227,8 @@ func (s *session) settle(ctx context.Context) error {
 func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 	moved := map[int32]int64{}
 	var batch []located
+	var records []*kgo.Record // of the batch
+	begun := time.Now()
 	fetches.EachRecord(func(r *kgo.Record) {
 		if r.Offset < s.next[r.Partition] {
 			return
@@ -234,9 +242,10 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		case errors.Is(err, events.ErrUnknownType): // a newer version's: nothing of it is shown
 		case bug.On("projector-skips-event") && r.Offset%20 == 0:
 		case err != nil:
-			s.log.Error("projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
+			s.log.ErrorContext(aboutJob(string(r.Key)), "projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		default:
 			batch = append(batch, located{Event: e, offset: r.Offset})
+			records = append(records, r)
 		}
 	})
 	if len(moved) == 0 {
@@ -269,6 +278,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		}
 		return tell(ctx, tx, moved, changed)
 	})
+	s.applied(batch, records, begun, err)
 	if err != nil {
 		return err
 	}
@@ -351,7 +361,7 @@ func (s *session) fold(ctx context.Context, tx pgx.Tx, batch []located, used led
 func foldOne(log *slog.Logger, before *events.Job, e events.Event) (after *events.Job) {
 	defer func() {
 		if p := recover(); p != nil {
-			log.Error("projector passes over an event that panics", "job", e.JobID, "event", e.ID, "error", p, "stack", string(debug.Stack()))
+			log.ErrorContext(telemetry.OfEvent(context.Background(), e), "projector passes over an event that panics", "event", e.ID, "error", p, "stack", string(debug.Stack()))
 			after = before
 		}
 	}()
@@ -417,6 +427,7 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 	var phases, outcomes []int16
 	var revisions []int32
 	var created, updated, opened []time.Time
+	var sources, results []*time.Time
 	var pending, running, operations, changes []string
 	var keys []*string
 	var standings []int16
@@ -436,22 +447,25 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		// Commas, since Postgres' arrays of arrays are rectangles.
 		pending, running = append(pending, strings.Join(waits, ",")), append(running, strings.Join(runs, ","))
 		opened = append(opened, job.Opened())
+		source, result := keptSince(job)
+		sources, results = append(sources, source), append(results, result)
 		operations, standings = append(operations, r.operations), append(standings, int16(StandingOf(job)))
 		changes = append(changes, joined(r.changes))
 		keys = append(keys, keyID(job))
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at,
-			operations, standing, changes, key_id)
+			operations, standing, changes, source_since, results_since, key_id)
 		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened,
-			operations, standing, string_to_array(changes, ',')::bigint[], key_id
+			operations, standing, string_to_array(changes, ',')::bigint[], source, results, key_id
 		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[],
-				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[], $16::uuid[])
-			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes, key_id)
+				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[], $16::timestamptz[], $17::timestamptz[], $18::uuid[])
+			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes, source, results, key_id)
 		ON CONFLICT (job_id) DO UPDATE SET tenant = excluded.tenant, created_at = excluded.created_at, phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
 			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events,
 			pending = excluded.pending, running = excluded.running, opened_at = excluded.opened_at,
-			operations = excluded.operations, standing = excluded.standing, changes = excluded.changes, key_id = excluded.key_id`,
-		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened, operations, standings, changes, keys)
+			operations = excluded.operations, standing = excluded.standing, changes = excluded.changes,
+			source_since = excluded.source_since, results_since = excluded.results_since, key_id = excluded.key_id`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened, operations, standings, changes, sources, results, keys)
 	if err != nil {
 		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
 	}

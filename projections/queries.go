@@ -118,15 +118,20 @@ func (r *Reader) JobAndPlace(ctx context.Context, tenant, id string) (*events.Jo
 	return job, h.last, err
 }
 
-// endedPage is how many jobs one query of EachEnded brings.
-const endedPage = 500
+// jobsPage is how many jobs one query of EachEnded and EachOf brings.
+const jobsPage = 500
 
 // EachEnded gives every job that has ended, whose ever it is, in the order of the ids. Each
 // page is a query of its own: a job that ends meanwhile may be among them or not.
 func (r *Reader) EachEnded(ctx context.Context, each func(*events.Job) error) error {
+	return r.eachPage(ctx, "phase = $2", []any{int16(events.Phase_PHASE_ENDED)}, each)
+}
+
+// eachPage gives the jobs for which a condition holds; its arguments are from $2 on.
+func (r *Reader) eachPage(ctx context.Context, condition string, args []any, each func(*events.Job) error) error {
 	after := "00000000-0000-0000-0000-000000000000"
 	for {
-		page, err := r.endedAfter(ctx, after)
+		page, err := r.pageAfter(ctx, condition, append([]any{after}, args...))
 		if err != nil || len(page) == 0 {
 			return err
 		}
@@ -139,11 +144,11 @@ func (r *Reader) EachEnded(ctx context.Context, each func(*events.Job) error) er
 	}
 }
 
-func (r *Reader) endedAfter(ctx context.Context, after string) ([]*events.Job, error) {
+func (r *Reader) pageAfter(ctx context.Context, condition string, args []any) ([]*events.Job, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
-	rows, err := r.pool.Query(ctx, "SELECT job_id::text, state FROM jobs WHERE job_id > $1 AND phase = $2 ORDER BY job_id LIMIT $3",
-		after, int16(events.Phase_PHASE_ENDED), endedPage)
+	query := fmt.Sprintf("SELECT job_id::text, state FROM jobs WHERE job_id > $1 AND %s ORDER BY job_id LIMIT %d", condition, jobsPage)
+	rows, err := r.pool.Query(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}

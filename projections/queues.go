@@ -45,6 +45,20 @@ func (r *Reader) Queues(ctx context.Context) (map[string]Queue, error) {
 	return queues, nil
 }
 
+// Unfinished counts the open jobs, and says since when the oldest is open; zero where none is.
+func (r *Reader) Unfinished(ctx context.Context) (open int64, since time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
+	defer cancel()
+	var oldest *time.Time
+	if err := r.pool.QueryRow(ctx, "SELECT count(*), min(opened_at) FROM jobs WHERE phase = $1", int16(events.Phase_PHASE_OPEN)).Scan(&open, &oldest); err != nil {
+		return 0, since, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if oldest != nil {
+		since = *oldest
+	}
+	return open, since, nil
+}
+
 // Passed says whether the projection has applied everything before these offsets, by
 // partition, as far as we have heard.
 func (r *Reader) Passed(ends map[int32]int64) bool {

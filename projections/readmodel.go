@@ -19,6 +19,8 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 //go:embed migrations/*.sql
@@ -110,6 +112,7 @@ func Open(cfg Config, schema string) (*pgxpool.Pool, error) {
 	pc.ConnConfig.ConnectTimeout = cfg.ConnectTimeout
 	pc.ConnConfig.RuntimeParams["search_path"] = schema
 	pc.ConnConfig.RuntimeParams["application_name"] = "pixtools"
+	pc.ConnConfig.Tracer = telemetry.PostgresFaults{}
 	return pgxpool.NewWithConfig(context.Background(), pc)
 }
 

@@ -11,6 +11,15 @@ const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-d
 export const when = (time) => day.format(new Date(time));
 export const toTheMillisecond = (time) => clock.format(new Date(time));
 
+const ago = new Intl.RelativeTimeFormat(undefined, { numeric: "always" });
+
+// fromNow says how far away a time is: in 29 days, in 3 hours.
+export function fromNow(time) {
+  const minutes = (Date.parse(time) - Date.now()) / 60_000;
+  if (Math.abs(minutes) < 60) return ago.format(Math.round(minutes), "minute");
+  return Math.abs(minutes) < 48 * 60 ? ago.format(Math.round(minutes / 60), "hour") : ago.format(Math.floor(minutes / 60 / 24), "day");
+}
+
 export function duration(seconds) {
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 60) return `${seconds.toFixed(1)} s`;

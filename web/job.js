@@ -1,7 +1,7 @@
 // The view of one job, live.
 
 import { h, fill, announce, notice, loading, confirmed } from "./dom.js";
-import { bytes, sides, when, duration, saved } from "./format.js";
+import { bytes, fromNow, sides, when, duration, saved } from "./format.js";
 import { ask } from "./server.js";
 import { follow } from "./stream.js";
 import { badge } from "./badge.js";
@@ -33,8 +33,9 @@ export async function job(root, id) {
   const all = h("button", { onclick: saveAll }, "Download all (ZIP)");
   const again = h("button", { onclick: () => retry() }, "Retry what failed");
   const cancel = h("button", { className: "quiet", onclick: stopJob }, "Cancel");
+  const erase = h("button", { className: "quiet", dataset: { action: "delete" }, onclick: remove }, "Delete");
   const share = h("button", { className: "quiet", onclick: copy }, "Copy link");
-  fill(actions, all, again, cancel, share);
+  fill(actions, all, again, cancel, erase, share);
   actions.hidden = true;
 
   const stop = follow(id, { job: show, after: remembered?.position ?? "",
@@ -64,6 +65,7 @@ export async function job(root, id) {
     all.hidden = made === 0;
     again.hidden = !job.outcome || job.operations.every((op) => job.operation_results[op].state === "COMPLETED");
     cancel.hidden = Boolean(job.outcome);
+    erase.hidden = !job.outcome;
     showOriginal(job);
     cards.show(job);
     history.changed(job, position);
@@ -88,7 +90,8 @@ export async function job(root, id) {
     fill(original,
       source.url ? h("img", { className: "thumb large", src: source.url, alt: "The original", onerror: (event) => { event.target.replaceWith(h("div", { className: "thumb large none" }, h("span", { className: "hint" }, "No preview"))); } })
         : h("div", { className: "thumb large none" }),
-      h("div", { className: "result-text" }, h("h2", {}, "Original"), h("p", { className: "size" }, bytes(source.bytes)), h("p", { className: "hint" }, `${source.format} · ${sides(source)}`),
+      h("div", { className: "result-text" }, h("h2", {}, "Original"), h("p", { className: "size" }, bytes(source.bytes)), h("p", { className: "hint" }, `${source.format} · ${sides(source)}`, source.url && source.expires_at && h("span", { className: "expires", title: when(source.expires_at) }, ` · expires ${fromNow(source.expires_at)}`)),
+        source.name_erased && h("p", { className: "hint" }, "Its name was erased"),
         !source.url && h("p", { className: "hint expired" }, "Expired")));
   }
 
@@ -115,6 +118,18 @@ export async function job(root, id) {
 
   async function stopJob() {
     if (await confirmed("Cancel this job?", "What is being worked on is stopped. Results that are there stay.", "Cancel the job")) await command("cancel", undefined, "Cancelling…");
+  }
+
+  async function remove() {
+    if (!await confirmed("Delete this job?", "The picture, its results and the job itself are deleted on the server, for everybody and for good.", "Delete it")) return;
+    try {
+      await ask(`/api/jobs/${id}`, { method: "DELETE" });
+    } catch (fault) {
+      if (fault.status !== 404) return say(fault.message, true); // somebody else was first
+    }
+    local.remove(id);
+    announce("The job was deleted.");
+    location.hash = "#/history";
   }
 
   async function saveAll() {

@@ -9,8 +9,8 @@ const retriable = ["FAILED", "PARTIAL", "CANCELLED"];
 
 // jobList shows entries: id, title, hint, state, and note, which says why nothing can be done
 // about it. say(text, isError) is told what became of commands, and changed(id, position) that there was one;
-// remove(entry), if any, lets an entry go.
-export function jobList(label, { say, changed, remove }) {
+// remove(entry), if any, lets an entry go; deleted(id, position) is told of a job that is gone from the server.
+export function jobList(label, { say, changed, remove, deleted }) {
   const list = h("ul", { className: "jobs", "aria-label": label });
   const rows = new Map();
 
@@ -50,11 +50,25 @@ export function jobList(label, { say, changed, remove }) {
       h("div", { className: "actions" },
         !note && isOpen(state) && h("button", { className: "quiet small", dataset: { action: "cancel" }, "aria-label": `Cancel ${title}`, onclick: () => cancel(entry) }, "Cancel"),
         !note && retriable.includes(state) && h("button", { className: "quiet small", dataset: { action: "retry" }, "aria-label": `Retry ${title}`, onclick: () => command(entry, "retry", "asked for again.") }, "Retry"),
+        !isOpen(state) && state !== "GONE" && h("button", { className: "quiet small", dataset: { action: "delete" }, "aria-label": `Delete ${title}`, onclick: () => erase(entry) }, "Delete"),
         remove && h("button", { className: "quiet small", dataset: { action: "remove" }, "aria-label": `Remove ${title} from this list`, onclick: () => remove(entry) }, "Remove")));
   }
 
   async function cancel(entry) {
     if (await confirmed("Cancel this job?", `${entry.title}: what is being worked on is stopped. Results that are there stay.`, "Cancel the job")) await command(entry, "cancel", "cancelling…");
+  }
+
+  async function erase({ id, title }) {
+    if (!await confirmed("Delete this job?", `${title}: the picture, its results and the job itself are deleted on the server, for everybody and for good.`, "Delete it")) return;
+    let position = "";
+    try {
+      ({ position } = await ask(`/api/jobs/${id}`, { method: "DELETE" }));
+    } catch (fault) {
+      if (fault.status !== 404) return say(`${title}: ${fault.message}`, true); // somebody else was first
+    }
+    say(`${title} deleted.`);
+    deleted(id, position);
+    (list.querySelector("a") ?? document.getElementById("main")).focus();
   }
 
   async function command({ id, title }, name, said) {

@@ -14,7 +14,7 @@ const notes = { GONE: "The server does not know it any more.", EXPIRED: "Its pic
 
 export function localHistory(root) {
   const { line, say } = speaker();
-  const jobs = jobList("Jobs of this browser", { say, remove, changed(id, position) {
+  const jobs = jobList("Jobs of this browser", { say, remove, deleted(id) { local.remove(id); show(); }, changed(id, position) {
     local.hear(id, position ? { position, state: "PENDING" } : {});
     if (!stopped) refresh((job) => job.id === id);
   } });

@@ -2,7 +2,7 @@
 // job goes on, so that nothing jumps and nobody loses the focus.
 
 import { h, fill } from "./dom.js";
-import { bytes, saved, sides, word } from "./format.js";
+import { bytes, fromNow, saved, sides, when, word } from "./format.js";
 import { badge } from "./badge.js";
 
 const whose = { INPUT: "The picture is the reason", WORLD: "Something around PixTools failed", INTERNAL: "PixTools failed" };
@@ -55,7 +55,7 @@ export function results({ compare, retry } = {}) {
         compare && link ? thumbnail(name, link) : h("div", { className: "thumb large none", "aria-hidden": "true" }),
         h("div", { className: "result-text" }, head,
           h("p", { className: "size" }, bytes(artifact.bytes), " ", h("span", { className: artifact.bytes <= job.source.bytes ? "good" : "warn" }, saved(job.source.bytes, artifact.bytes))),
-          h("p", { className: "hint" }, `${artifact.format} · ${sides(artifact)}`),
+          h("p", { className: "hint" }, `${artifact.format} · ${sides(artifact)}`, link && artifact.expires_at && h("span", { className: "expires", title: when(artifact.expires_at) }, ` · expires ${fromNow(artifact.expires_at)}`)),
           !link && compare && h("p", { className: "hint expired" }, "Expired: results are kept for a while only. Submit the picture again.")),
         compare && link && h("div", { className: "actions" },
           h("a", { className: "button download", href: link, "aria-label": `Download ${name}` }, "Download"),

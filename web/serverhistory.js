@@ -16,7 +16,7 @@ const states = { "": "Any", "status=PENDING,PROCESSING": "Open", "outcome=SUCCEE
 export function serverHistory(root) {
   const { line, say } = speaker();
   let cursors = [""], position = "", timer, stopped = false, reading;
-  const jobs = jobList("All jobs", { say, changed(_, at) { position = at; look(); } });
+  const jobs = jobList("All jobs", { say, deleted(id, at) { local.remove(id); position = at; look(); }, changed(_, at) { position = at; look(); } });
   const search = h("input", { type: "search", id: "search", placeholder: "Beginning of an id", spellcheck: false, autocomplete: "off", oninput: () => { clearTimeout(timer); timer = setTimeout(anew, typing); } });
   const state = h("select", { id: "state", onchange: anew }, Object.entries(states).map(([value, name]) => h("option", { value }, name)));
   const operation = h("select", { id: "operation", onchange: anew }, h("option", { value: "" }, "Any"));

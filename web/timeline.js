@@ -18,6 +18,7 @@ const sentences = {
   OperationRetryRequested: (e) => `Retry asked for: ${(e.operations ?? []).join(", ")}`,
   JobCancelRequested: () => "Cancellation asked for",
   ArtifactsExpired: () => "Pictures expired",
+  ArtifactReplaced: (e) => `${e.operation}: another result was put in place`,
 };
 
 export function timeline(id) {

@@ -15,6 +15,7 @@ import (
 	"github.com/caarlos0/env/v11"
 
 	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
@@ -22,6 +23,8 @@ import (
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/legacy"
 	"github.com/pixtools/pixtools/internal/registry"
+	"github.com/pixtools/pixtools/internal/secrets"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
 	"github.com/pixtools/pixtools/processors/engine"
@@ -74,9 +77,6 @@ type config struct {
 	// parts. It is more than KAFKA_CONSUMER_CLOSE_TIMEOUT.
 	// Beyond it: they are cut off.
 	StopTimeout time.Duration `env:"STOP_TIMEOUT" envDefault:"25s" range:"1s or more"`
-	// PprofAddr is where Go profiles are served below `/debug/pprof/`, for instance 127.0.0.1:6060.
-	// Empty: nowhere.
-	PprofAddr string `env:"PPROF_ADDR"`
 	// LogLevel is the least that is logged, as JSON on standard error.
 	// Beyond it: the program ends.
 	LogLevel string `env:"LOG_LEVEL" envDefault:"warn" range:"debug, info, warn, error" example:"info"`
@@ -116,6 +116,12 @@ type config struct {
 	Again processors.AgainConfig
 	// Reprocessing
 	Reprocess processors.ReprocessConfig
+	// Telemetry
+	Telemetry telemetry.Config
+	// The janitor
+	Janitor handlers.JanitorConfig
+	// Tenants' keys
+	Secrets secrets.Config
 	// Importing from the Python service
 	Legacy legacy.Config
 }
@@ -225,6 +231,10 @@ func (c config) check() []error {
 	}
 	if err := c.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		fault("LOG_LEVEL is %q: it must be debug, info, warn or error", c.LogLevel)
+	}
+	// What may still be named by an event must not look like an orphan.
+	if longest := 10 * (c.API.UploadTimeout + c.Blob.TransferTimeout + c.Kafka.SubmitTimeout); c.Janitor.OrphanGrace < longest {
+		fault("JANITOR_ORPHAN_GRACE is %s: it must be %s or more, ten times what a submission may take (UPLOAD_TIMEOUT, S3_TRANSFER_TIMEOUT, KAFKA_SUBMIT_TIMEOUT)", c.Janitor.OrphanGrace, longest)
 	}
 	// Embedded parts are on loopback, and speak neither TLS nor SASL.
 	for name, set := range map[string]bool{
@@ -375,6 +385,12 @@ func readableEnvironment(environment map[string]string) (map[string]string, []er
 		delete(environment, p.Key)
 	}
 	return environment, faults
+}
+
+// retention is how long pictures are kept.
+func (c config) retention() commands.Retention {
+	sources, results := c.Blob.Retention()
+	return commands.Retention{Sources: sources, Results: results}
 }
 
 // eachVariable goes through the fields that variables set, each variable once.

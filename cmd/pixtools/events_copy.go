@@ -134,7 +134,7 @@ func (c *copying) export(ctx context.Context) error {
 	}
 	defer c.close()
 	e := eventlog.Export{Dir: c.dir, Store: c.store, Secrets: c.db, Progress: c.progress, Lost: c.lose,
-		Retention: time.Duration(c.parts.cfg.Blob.RetentionDays) * 24 * time.Hour}
+		Retention: c.parts.cfg.retention().Results, SourceRetention: c.parts.cfg.retention().Sources}
 	if until != nil {
 		e.Until = *until
 	}

@@ -380,10 +380,10 @@ func sameJob(t *testing.T, want, got api.Job) {
 	}
 	for _, job := range []*api.Job{&want, &got} {
 		job.ResultURLs = nil
-		job.Source.URL, job.Source.ExpiresAt = "", nil
+		job.Source.URL, job.Source.LinkExpiresAt = "", nil
 		for _, result := range job.OperationResults {
 			if result.Artifact != nil {
-				result.Artifact.ExpiresAt = nil // the link's
+				result.Artifact.LinkExpiresAt = nil
 			}
 		}
 	}

@@ -77,6 +77,6 @@ func TestHistory(t *testing.T) {
 
 // unsigned is the job without what is no part of its events: its source's name and link.
 func unsigned(job api.Job) api.Job {
-	job.Source.Name, job.Source.URL, job.Source.ExpiresAt = "", "", nil
+	job.Source.Name, job.Source.URL, job.Source.LinkExpiresAt, job.Source.ExpiresAt = "", "", nil, nil
 	return job
 }

@@ -256,7 +256,10 @@ func (l *legacyImport) openForWriting(ctx context.Context) error {
 	if err := c.prepare(ctx); err != nil {
 		return err
 	}
-	l.seal = secrets.New(l.pool, cfg.Read.QueryTimeout)
+	l.seal = secrets.New(cfg.Secrets, l.pool, cfg.Read.QueryTimeout, log)
+	watching, stop := context.WithCancel(ctx)
+	l.ends = append(l.ends, stop)
+	go func() { _ = l.seal.Watch(watching) }() // it has no error but the end of its context
 	if cfg.RedisURL != "" {
 		options, err := cfg.redis()
 		if err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 func jobCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "job", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, Short: "Explain, retry or cancel a job"}
+	cmd := &cobra.Command{Use: "job", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, Short: "Explain, retry, cancel or delete a job"}
 	var r remote
 	r.flag(cmd.PersistentFlags())
 	var ops []string
@@ -47,7 +47,19 @@ func jobCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.AddCommand(jobHistory(&r), retry, cancel)
+	remove := &cobra.Command{
+		Use:   "delete JOB_ID",
+		Short: "Delete a job that has ended, and its pictures, for good",
+		Args:  oneJob,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := r.call(cmd.Context(), http.MethodDelete, "/api/jobs/"+url.PathEscape(args[0]), nil, nil); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), args[0]+": deleted")
+			return nil
+		},
+	}
+	cmd.AddCommand(jobHistory(&r), retry, cancel, remove)
 	return cmd
 }
 

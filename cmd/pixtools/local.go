@@ -116,7 +116,7 @@ func (p *parts) again(ctx context.Context) (again processors.Again, done func(),
 			}
 			return p.cfg.Processor.Timeout
 		},
-		Retention: time.Duration(p.cfg.Blob.RetentionDays) * 24 * time.Hour, Now: time.Now}
+		Retention: p.cfg.retention(), Now: time.Now}
 	return again, func() {
 		for _, pool := range pools {
 			pool.Close()

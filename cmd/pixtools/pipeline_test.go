@@ -333,11 +333,12 @@ func TestConfigurationFaultsAtOnce(t *testing.T) {
 	p := prepare(t, map[string]string{"MAX_UPLOAD_BYTES": "0", "SAGA_REMEMBER": "1s", "PROCESS_MAX_ATTEMPTS": "0", "CONVERT_CONCURRENCY": "-1",
 		"STOP_TIMEOUT": "soon", "S3_RETENTION_DAYS": "x", "DATABASE_URL": "postgres//x", "REDIS_URL": "http://x", "LOG_LEVEL": "loud",
 		"KAFKA_BROKERS": "kafka:9092,http://other:9092", "AWS_S3_BUCKET": "Bad!",
-		"SCHEMA_REGISTRY_URL": "registry:8081"})
+		"SCHEMA_REGISTRY_URL": "registry:8081", "JANITOR_ORPHAN_GRACE": "1h0m14s", "TENANT_KEYS_HOLD": "9s"})
 	p.start()
 	require.Error(t, p.cmd.Wait())
 	for _, name := range []string{"MAX_UPLOAD_BYTES", "SAGA_REMEMBER", "PROCESS_MAX_ATTEMPTS", "CONVERT_CONCURRENCY",
-		"STOP_TIMEOUT", "S3_RETENTION_DAYS", "DATABASE_URL", "REDIS_URL", "LOG_LEVEL", "KAFKA_BROKERS", "AWS_S3_BUCKET", "SCHEMA_REGISTRY_URL"} {
+		"STOP_TIMEOUT", "S3_RETENTION_DAYS", "DATABASE_URL", "REDIS_URL", "LOG_LEVEL", "KAFKA_BROKERS", "AWS_S3_BUCKET", "SCHEMA_REGISTRY_URL",
+		"JANITOR_ORPHAN_GRACE is 1h0m14s: it must be 1h0m15s or more", "TENANT_KEYS_HOLD"} {
 		require.Contains(t, p.log.String(), name)
 	}
 	_, err := http.Get(p.base)

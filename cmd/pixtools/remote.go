@@ -29,7 +29,7 @@ func (r *remote) check() error {
 	return nil
 }
 
-// call asks, with a body where there is one, and reads the answer.
+// call asks, with a body where there is one, and reads the answer, if it has any.
 func (r *remote) call(ctx context.Context, method, path string, body, into any) error {
 	if err := r.check(); err != nil {
 		return err
@@ -54,6 +54,9 @@ func (r *remote) call(ctx context.Context, method, path string, body, into any) 
 	defer response.Body.Close()
 	if response.StatusCode >= http.StatusBadRequest {
 		return refusal(response)
+	}
+	if response.StatusCode == http.StatusNoContent {
+		return nil
 	}
 	return json.NewDecoder(response.Body).Decode(into)
 }

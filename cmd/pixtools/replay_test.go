@@ -180,9 +180,9 @@ func TestReplay(t *testing.T) {
 	after := p.ended(x.ids[1])
 	after.ResultURLs, before.ResultURLs = nil, nil // signed anew
 	for _, job := range []*api.Job{&before, &after} {
-		job.Source.URL, job.Source.ExpiresAt = "", nil
+		job.Source.URL, job.Source.LinkExpiresAt = "", nil
 		for op, result := range job.OperationResults {
-			result.Artifact.ExpiresAt = nil
+			result.Artifact.LinkExpiresAt = nil
 			job.OperationResults[op] = result
 		}
 	}

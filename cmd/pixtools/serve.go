@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"os"
 	"runtime"
 	"slices"
@@ -25,6 +24,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -39,6 +39,7 @@ import (
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/registry"
 	"github.com/pixtools/pixtools/internal/secrets"
+	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/models"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/denoiser"
@@ -55,9 +56,13 @@ var needed = map[string][]string{
 	"ml":        {"kafka", "s3"},
 	"saga":      {"kafka"},
 	"projector": {"kafka", "database"},
+	"janitor":   {"kafka", "database", "s3"},
 }
 
-var allRoles = []string{"api", "convert", "ml", "saga", "projector"}
+var allRoles = []string{"api", "convert", "ml", "saga", "projector", "janitor"}
+
+// now is the janitor's clock. Tests that wait for nothing put it forward.
+var now = time.Now
 
 func serveCommand() *cobra.Command {
 	var roles []string
@@ -78,7 +83,7 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
+			log := slog.New(telemetry.NewHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level})))
 			slog.SetDefault(log)
 			for _, doubt := range misspelt(env.ToMap(os.Environ())) {
 				log.Warn(doubt)
@@ -109,6 +114,7 @@ type services struct {
 	// precedence is what quick work has in this process.
 	precedence *engine.Precedence
 	waiting    waitedFor
+	roles      *roleStates
 }
 
 // serve runs until ctx is done, then stops: first the services, then what they
@@ -128,6 +134,24 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return fmt.Errorf("configuration:\n%w", err)
 		}
 	}
+	telemetry.Announce(roles)
+	flush, err := telemetry.StartTracing(ctx, cfg.Telemetry, roles, cfg.InstanceID, log)
+	if err != nil {
+		return err
+	}
+	defer func() { // last: what stops tells of it, too
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+		defer cancel()
+		if err := flush(stopping); err != nil {
+			log.Warn("the last traces were not sent", "error", err)
+		}
+	}()
+	states := newRoleStates(ctx, roles)
+	closePrivate, err := servePrivate(cfg.Telemetry.Address(), states)
+	if err != nil {
+		return err
+	}
+	defer closePrivate()
 	spool, err := openSpool(cfg.API.SpoolDir)
 	if err != nil {
 		return fmt.Errorf("SPOOL_DIR: %w", err)
@@ -152,11 +176,9 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		return err
 	}
 	defer s.close()
+	s.roles = states
 
 	group, ctx := errgroup.WithContext(ctx)
-	if err := profile(ctx, group, cfg.PprofAddr); err != nil {
-		return err
-	}
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -173,6 +195,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		return nil
 	})
 	waits := s.neededBy(roles)
+	states.waitsFor(s.waiting.list)
 	s.waiting.expect(slices.Sorted(maps.Keys(waits))...)
 	var entrance *door
 	if listener != nil {
@@ -191,7 +214,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return err
 		}
 		for role, start := range map[string]func(context.Context, *errgroup.Group) error{
-			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector,
+			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector, "janitor": s.janitor,
 			"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener, entrance) },
 		} {
 			if slices.Contains(roles, role) {
@@ -203,33 +226,6 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 		return nil
 	})
 	return group.Wait()
-}
-
-// profile serves net/http/pprof, for those who can reach the address.
-func profile(ctx context.Context, group *errgroup.Group, address string) error {
-	if address == "" {
-		return nil
-	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return fmt.Errorf("PPROF_ADDR: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	group.Go(func() error {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
-	group.Go(func() error {
-		<-ctx.Done()
-		return server.Close()
-	})
-	return nil
 }
 
 func listen(cfg config) (net.Listener, error) {
@@ -248,10 +244,10 @@ func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Lo
 	if s.toBrokers, err = cfg.Kafka.Options(); err != nil {
 		return nil, err
 	}
-	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
+	if s.kafka, err = kafka.NewProducerClient(cfg.Kafka, log, kafkaMetrics("processors")); err != nil {
 		return nil, err
 	}
-	if s.submissions, err = kafka.NewProducerClient(cfg.Kafka, log); err != nil {
+	if s.submissions, err = kafka.NewProducerClient(cfg.Kafka, log, kafkaMetrics("submissions")); err != nil {
 		return nil, err
 	}
 	s.publisher = kafka.NewPublisher(s.kafka, cfg.Kafka.DeliveryTimeout)
@@ -268,6 +264,7 @@ func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Lo
 	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = cfg.RedisTimeout, cfg.RedisTimeout, cfg.RedisTimeout
 	options.PoolTimeout, options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = cfg.RedisTimeout, -1, 1, true
 	s.redis = redis.NewClient(options)
+	s.redis.AddHook(telemetry.RedisFaults{})
 	return s, nil
 }
 
@@ -411,7 +408,7 @@ func (s *services) prepareStore(ctx context.Context) error {
 		if s.embedded.S3 {
 			level = slog.LevelInfo // as it must be
 		}
-		s.log.Log(ctx, level, "this S3 server has no lifecycle rules: nothing expires by itself", "retention_days", s.cfg.Blob.RetentionDays)
+		s.log.Log(ctx, level, "this S3 server has no lifecycle rules: objects are removed by the role janitor alone", "retention_days", s.cfg.Blob.RetentionDays)
 	}
 	return err
 }
@@ -439,7 +436,7 @@ func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
 	if children == 0 {
 		children = runtime.NumCPU()
 	}
-	return s.process(ctx, group, processors.Conversions(), s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, children, nil)
+	return s.process(ctx, group, "convert", processors.Conversions(), s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, children, nil)
 }
 
 // handOverMargin is what a hand-over takes beside the work: cancelling, and a commit.
@@ -459,13 +456,13 @@ func (s *services) ml(ctx context.Context, group *errgroup.Group) error {
 	report := func(ctx context.Context, jobID, operation string, attempt int32) func(done, total int) {
 		return progress.Reporter(ctx, s.redis, jobID, operation, attempt)
 	}
-	return s.process(ctx, group, []processors.Operation{processors.Denoise}, consumer, worker, pool, children, report)
+	return s.process(ctx, group, "ml", []processors.Operation{processors.Denoise}, consumer, worker, pool, children, report)
 }
 
 // process runs a consumer group for each operation, over children of the picture engine.
-func (s *services) process(ctx context.Context, group *errgroup.Group, ops []processors.Operation, consumer kafka.SubscriberConfig,
+func (s *services) process(ctx context.Context, group *errgroup.Group, role string, ops []processors.Operation, consumer kafka.SubscriberConfig,
 	cfg processors.WorkerConfig, children engine.Config, most int, report processors.Report) error {
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.cfg.StopTimeout}, watermill.NewSlogLogger(s.log))
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.cfg.StopTimeout}, watermill.NewSlogLogger(slog.New(withoutHandlerErrors{s.log.Handler()})))
 	if err != nil {
 		return err
 	}
@@ -474,6 +471,7 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 	var pools []*engine.Pool
 	var subscribers []*kafka.Subscriber
 	for _, op := range ops {
+		children.Operation = op.Name
 		// A pool for each: a queue of slow ones must not hold up another operation.
 		pool := engine.New(children, most, s.log)
 		pools = append(pools, pool)
@@ -484,6 +482,7 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 		}
 		consumer.Group = events.OperationGroup + op.Name
 		consumer.Filter, consumer.CatchUp = worker.Notice, worker.CatchUp
+		consumer.ClientOpts = []kgo.Opt{kafkaMetrics(consumer.Group)}
 		subscriber, err := kafka.NewSubscriber(s.cfg.Kafka, consumer, s.log)
 		if err != nil {
 			return err
@@ -491,6 +490,14 @@ func (s *services) process(ctx context.Context, group *errgroup.Group, ops []pro
 		subscribers = append(subscribers, subscriber)
 		router.AddConsumerHandler(consumer.Group, events.Topic, subscriber, worker.Handle)
 	}
+	s.roles.runs(role, func() error {
+		for i, subscriber := range subscribers {
+			if !subscriber.Joined() {
+				return notJoined(events.OperationGroup + ops[i].Name)
+			}
+		}
+		return nil
+	})
 	group.Go(func() error {
 		defer func() {
 			for _, pool := range pools {
@@ -524,12 +531,15 @@ func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
 		id = events.SagaGroup + "." + uuid.NewString()
 	}
 	saga := handlers.NewSaga(s.cfg.Saga, id, s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
+	saga.SessionOpts = []kgo.Opt{kafkaMetrics(events.SagaGroup)}
+	s.roles.runs("saga", joined(saga.Joined, events.SagaGroup))
 	group.Go(func() error { return saga.Run(ctx) })
 	return nil
 }
 
 func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
-	projector := projections.NewProjector(s.cfg.Read, s.db, s.logID, s.log.With("role", "projector"), s.brokers()...)
+	projector := projections.NewProjector(s.cfg.Read, s.db, s.logID, s.log.With("role", "projector"), append(s.brokers(), kafkaMetrics(events.ProjectorGroup))...)
+	s.roles.runs("projector", joined(projector.Joined, events.ProjectorGroup))
 	group.Go(func() error { return projector.Run(ctx) })
 	return nil
 }
@@ -584,7 +594,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}); err != nil {
 		return err
 	}
-	heard := progress.NewListener(s.redis)
+	heard, keys := progress.NewListener(s.redis), secrets.New(s.cfg.Secrets, s.db, s.cfg.Read.QueryTimeout, s.log.With("role", "api"))
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
 	}
@@ -592,8 +602,11 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err != nil {
 		return err
 	}
+	if err := prometheus.Register(lagMetrics{lags}); err != nil {
+		return err
+	}
 	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
-		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: secrets.New(s.db, s.cfg.Read.QueryTimeout), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(), LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -601,6 +614,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err := persist(ctx, s.log, "database", handler.HoldKeys); err != nil {
 		return err
 	}
+	group.Go(func() error { return keys.Watch(ctx) })
 	group.Go(func() error { return reader.Listen(ctx) })
 	group.Go(func() error { return letters.Run(ctx) })
 	group.Go(func() error { return follower.Run(ctx) })
@@ -612,6 +626,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		return nil
 	})
 	entrance.leadTo(handler)
+	s.roles.runs("api", func() error { return nil })
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	return nil
 }

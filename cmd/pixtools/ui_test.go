@@ -46,7 +46,7 @@ func TestUI(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *program){
 		"from upload to download": uiDownloads, "checks before sending": uiChecks, "a large file": uiLargeFile, "ways in": uiWaysIn, "one of two fails": uiPartial,
 		"timeline": uiTimeline, "compare": uiCompare, "history": uiHistory, "all jobs": uiServerHistory, "retry and cancel": uiRetryAndCancel,
-		"phone": uiPhone, "keyboard": uiKeyboard, "first load": uiFirstLoad, "accessibility": uiAccessible, "parameters": uiParameters,
+		"phone": uiPhone, "keyboard": uiKeyboard, "first load": uiFirstLoad, "accessibility": uiAccessible, "parameters": uiParameters, "delete": uiDelete,
 		"results expire": func(t *testing.T, p *program) { uiExpiry(t, p, "127.0.0.1:"+kafkaPort) },
 	} {
 		t.Run(name, func(t *testing.T) { test(t, p) })
@@ -340,6 +340,58 @@ func uiServerHistory(t *testing.T, p *program) {
 	b.click(".job-row[data-job='" + failed + "'] [data-action=retry]")
 	p.endedIn(failed, 2)
 	b.shows(".job-row[data-job='"+failed+"']", "revision 2")
+}
+
+// uiDelete: a job is deleted on the server from its own page, from this browser's list and from
+// the server's, after a question; until then the page says how long its pictures are kept.
+func uiDelete(t *testing.T, p *program) {
+	b := openTab(t, p, "/")
+	b.excused = aJobThatIsGone
+	var ids []string
+	for _, name := range []string{"one.png", "two.png", "three.png"} {
+		b.goTo("/")
+		b.choose(saved(t, name, pngOf(t, picture(40, 30))))
+		b.want("webp")
+		ids = append(ids, b.start())
+		b.state("#status .badge", "SUCCEEDED")
+		b.shows("[data-operation=webp] .expires", "expires in")
+		b.shows(".original .expires", "expires in")
+	}
+	gone := func(id string) {
+		t.Helper()
+		eventually(t, "404", func() error {
+			var problem api.Problem
+			if status := p.ask(http.MethodGet, "/api/jobs/"+id, nil, &problem); status != http.StatusNotFound {
+				return fmt.Errorf("%d", status)
+			}
+			return nil
+		})
+	}
+	row := func(id, rest string) string { return ".job-row[data-job='" + id + "']" + rest }
+
+	b.click(".actions [data-action=delete]")
+	b.shows("dialog", "Delete this job?")
+	b.accessible("the question before a job is deleted")
+	b.click("dialog button[value=no]")
+	b.until(`!document.querySelector("dialog")`)
+	b.click(".actions [data-action=delete]")
+	b.click("dialog button[value=yes]")
+	b.until(`location.hash === "#/history"`)
+	gone(ids[2])
+	b.until(fmt.Sprintf("document.querySelector(%q) && !document.querySelector(%q)", row(ids[1], ""), row(ids[2], "")))
+
+	b.click(row(ids[1], " [data-action=delete]"))
+	b.click("dialog button[value=yes]")
+	b.shows("#message", "two.png deleted")
+	gone(ids[1])
+	b.until(fmt.Sprintf("document.querySelector(%q) && !document.querySelector(%q)", row(ids[0], ""), row(ids[1], "")))
+	b.accessible("history after a deletion")
+
+	b.click(".tabs a[href='#/history/all']")
+	b.click(row(ids[0], " [data-action=delete]"))
+	b.click("dialog button[value=yes]")
+	b.until(fmt.Sprintf("document.querySelector('#message').textContent.includes('deleted') && !document.querySelector(%q)", row(ids[0], "")))
+	gone(ids[0])
 }
 
 // uiExpiry: a job whose pictures are not kept any more says so, in the history and by itself.

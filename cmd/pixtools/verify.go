@@ -132,7 +132,7 @@ func (v verify) run(ctx context.Context) error {
 	defer p.close()
 	now := time.Now()
 	a := audit.Audit{Config: p.cfg.Verify, Until: now, Now: now, Grace: v.grace, SampleObjects: sample, Seed: v.seed,
-		Retention: time.Duration(p.cfg.Blob.RetentionDays) * 24 * time.Hour}
+		Retention: p.cfg.retention().Results, SourceRetention: p.cfg.retention().Sources}
 	if a.Grace == 0 {
 		// The saga looks every so often at what is over its deadline.
 		a.Grace = p.cfg.Saga.JobDeadline + 2*p.cfg.Saga.TickInterval

@@ -183,10 +183,12 @@ type Audit struct {
 	Grace      time.Duration
 	// Store is where objects are; nil: they are not looked at. Retention is how long it
 	// keeps them. SampleObjects, unless 0, is how many are looked at, Seed which.
-	Store         *blob.Store
-	Retention     time.Duration
-	SampleObjects int
-	Seed          string
+	Store     *blob.Store
+	Retention time.Duration
+	// SourceRetention is that of sources.
+	SourceRetention time.Duration
+	SampleObjects   int
+	Seed            string
 	// Excused says of an unreadable record that it was told of elsewhere.
 	Excused func(*kgo.Record) bool
 	// Found hears of findings, Still of open jobs; Completed, unless nil, of completions.

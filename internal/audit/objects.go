@@ -52,15 +52,15 @@ func (o object) removed(state *events.Job) bool {
 // checker reads objects, some side by side. In memory are those that are not as they must
 // be, until they are told.
 type checker struct {
-	store     *blob.Store
-	retention time.Duration
-	now       time.Time
-	sample    *Sample[object]
-	progress  func(done, total int64)
-	ctx       context.Context
-	limit     int
-	group     *errgroup.Group
-	working   context.Context
+	store                      *blob.Store
+	retention, sourceRetention time.Duration
+	now                        time.Time
+	sample                     *Sample[object]
+	progress                   func(done, total int64)
+	ctx                        context.Context
+	limit                      int
+	group                      *errgroup.Group
+	working                    context.Context
 
 	mu sync.Mutex
 	Objects
@@ -69,12 +69,20 @@ type checker struct {
 }
 
 func newChecker(ctx context.Context, a Audit) *checker {
-	c := &checker{store: a.Store, retention: a.Retention, now: a.Now, ctx: ctx, limit: a.Downloads, progress: a.Progress, lost: map[uuid.UUID][]object{}}
+	c := &checker{store: a.Store, retention: a.Retention, sourceRetention: a.SourceRetention, now: a.Now, ctx: ctx, limit: a.Downloads, progress: a.Progress, lost: map[uuid.UUID][]object{}}
 	if a.SampleObjects > 0 {
 		c.sample = NewSample[object](a.SampleObjects, a.Seed)
 	}
 	c.begin()
 	return c
+}
+
+// kept is for how long the store keeps an object.
+func (c *checker) kept(o object) time.Duration {
+	if o.Operation == "" {
+		return c.sourceRetention
+	}
+	return c.retention
 }
 
 func (c *checker) begin() {
@@ -163,7 +171,7 @@ func (c *checker) read(ctx context.Context, o object) error {
 		o.why = err.Error()
 		c.Damaged++
 		c.damaged = append(c.damaged, o)
-	case errors.Is(err, blob.ErrNotFound) && c.now.Sub(o.Told) > c.retention:
+	case errors.Is(err, blob.ErrNotFound) && c.now.Sub(o.Told) > c.kept(o):
 		c.Expired++
 	case errors.Is(err, blob.ErrNotFound):
 		id := uuid.MustParse(o.JobID)

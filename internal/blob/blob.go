@@ -31,7 +31,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go/middleware"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // The kinds of objects, by prefix: retention rules go by them.
@@ -127,7 +131,9 @@ func retryer(cfg Config) aws.Retryer {
 // Put stores an object in one request. sum goes along, so the server stores these bytes or refuses
 // (ErrChecksum). body is read from its present position, more than once if the first attempt fails, and
 // is not closed.
-func (s *Store) Put(ctx context.Context, key string, body io.ReadSeeker, size int64, sum [sha256.Size]byte, contentType string) error {
+func (s *Store) Put(ctx context.Context, key string, body io.ReadSeeker, size int64, sum [sha256.Size]byte, contentType string) (failed error) {
+	ctx, span := startCall(ctx, "PutObject")
+	defer func() { telemetry.End(span, failed) }()
 	t := s.watch(ctx)
 	defer t.stop()
 	_, err := s.client.PutObject(t.ctx, &s3.PutObjectInput{
@@ -152,13 +158,16 @@ func payloadHash(sum [sha256.Size]byte) func(*s3.Options) {
 
 // Get opens an object. Close what it returns. All of it must be read within TransferTimeout.
 func (s *Store) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	ctx, span := startCall(ctx, "GetObject")
 	t := s.watch(ctx)
 	out, err := s.client.GetObject(t.ctx, &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: &key})
 	if err != nil {
 		defer t.stop()
-		return nil, classify(ctx, "get", key, t.verdict(err))
+		err = classify(ctx, "get", key, t.verdict(err))
+		telemetry.End(span, err)
+		return nil, err
 	}
-	return &content{ctx: ctx, key: key, body: out.Body, transfer: t}, nil
+	return &content{ctx: ctx, key: key, body: out.Body, transfer: t, span: span}, nil
 }
 
 // content ends its transfer with its body, and gives errors on the way their kind.
@@ -167,6 +176,14 @@ type content struct {
 	key      string
 	body     io.ReadCloser
 	transfer *transfer
+	// span lasts until the body was read; broken is the error on the way.
+	span   trace.Span
+	broken error
+}
+
+// startCall begins the span of a call, which names no key: that is the job's id and a hash.
+func startCall(ctx context.Context, name string) (context.Context, trace.Span) {
+	return telemetry.Start(ctx, "S3 "+name, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(semconv.RPCMethod("S3/"+name)))
 }
 
 func (c *content) Read(b []byte) (int, error) {
@@ -174,12 +191,14 @@ func (c *content) Read(b []byte) (int, error) {
 	c.transfer.moved.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = classify(c.ctx, "read", c.key, c.transfer.verdict(err))
+		c.broken = err
 	}
 	return n, err
 }
 
 func (c *content) Close() error {
 	defer c.transfer.stop()
+	telemetry.End(c.span, c.broken)
 	return c.body.Close()
 }
 

@@ -324,6 +324,11 @@ func lifecycle(t *testing.T, s *blob.Store, cfg blob.Config, has bool) {
 	require.NoError(t, err)
 	require.True(t, applied)
 	require.Equal(t, map[string]int32{"pixtools-raw raw/": 9, "pixtools-processed processed/": 9, "pixtools-reprocess reprocess/": 9, "pixtools-uploads uploads/": 2, "theirs backup/": 7}, rules(t, cfg))
+
+	cfg.SourceRetentionDays = 90
+	_, err = open(t, cfg).EnsureLifecycle(ctx)
+	require.NoError(t, err)
+	require.Equal(t, map[string]int32{"pixtools-raw raw/": 90, "pixtools-processed processed/": 9, "pixtools-reprocess reprocess/": 9, "pixtools-uploads uploads/": 2, "theirs backup/": 7}, rules(t, cfg))
 }
 
 func wrongConfiguration(t *testing.T, cfg blob.Config) {
@@ -508,4 +513,9 @@ func TestValidateNamesEveryFault(t *testing.T) {
 		require.ErrorContains(t, err, variable)
 	}
 	require.NoError(t, defaults(t, nil).Validate())
+	for days, right := range map[int]bool{-1: false, 0: true, 36500: true, 36501: false} {
+		c := defaults(t, nil)
+		c.SourceRetentionDays = days
+		require.Equal(t, right, c.Validate() == nil, days)
+	}
 }

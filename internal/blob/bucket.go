@@ -56,9 +56,9 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 // ourRules is how the names of our lifecycle rules begin; rules with other names are somebody else's.
 const ourRules = "pixtools-"
 
-// EnsureLifecycle makes the server delete sources, results and notes after RetentionDays, and clients' own
-// uploads after UploadRetentionDays. Rules of others stay.
-// false without an error means that this server has no lifecycles: the program must delete by itself.
+// EnsureLifecycle makes the server delete sources, results and notes after their retention, also while no
+// janitor runs, and clients' own uploads after UploadRetentionDays. Rules of others stay. false without an
+// error means that this server has no lifecycles.
 func (s *Store) EnsureLifecycle(ctx context.Context) (applied bool, err error) {
 	call, cancel := context.WithTimeout(ctx, s.cfg.CallTimeout)
 	defer cancel()
@@ -94,7 +94,7 @@ func (s *Store) withOurRules(present []types.LifecycleRule) (rules []types.Lifec
 			rules = append(rules, r)
 		}
 	}
-	days := map[string]int{RawPrefix: s.cfg.RetentionDays, ProcessedPrefix: s.cfg.RetentionDays, ReprocessPrefix: s.cfg.RetentionDays,
+	days := map[string]int{RawPrefix: s.cfg.sourceDays(), ProcessedPrefix: s.cfg.RetentionDays, ReprocessPrefix: s.cfg.RetentionDays,
 		UploadsPrefix: s.cfg.UploadRetentionDays}
 	changed = len(ours) != len(days)
 	for _, prefix := range slices.Sorted(maps.Keys(days)) {

@@ -57,10 +57,13 @@ type Config struct {
 	// PresignExpirySeconds is how long a download link lives.
 	// Beyond it: it ends; a later read gives a new one.
 	PresignExpirySeconds int `env:"PRESIGNED_URL_EXPIRY_SECONDS" envDefault:"86400" range:"1 to 604800" unit:"seconds"`
-	// RetentionDays is how long what lies below raw/, processed/ and reprocess/ is kept, by lifecycle
-	// rules of the server.
-	// Beyond it: the server deletes.
+	// RetentionDays is how long results and the notes of reprocessing are kept, and sources, unless
+	// SourceRetentionDays says otherwise.
+	// Beyond it: ArtifactsExpired, and the janitor deletes; a server with lifecycle rules would, too.
 	RetentionDays int `env:"S3_RETENTION_DAYS" envDefault:"30" range:"1 to 36500" unit:"days"`
+	// SourceRetentionDays is how long sources are kept; 0: as long as results.
+	// Beyond it: the same, for sources alone.
+	SourceRetentionDays int `env:"S3_SOURCE_RETENTION_DAYS" envDefault:"0" range:"0 to 36500" unit:"days"`
 
 	// UploadExpirySeconds is for how long a client may begin to store a file with the request that was
 	// signed for it; one that is under way then goes on.
@@ -99,6 +102,19 @@ type Config struct {
 	MaxIdleConns int `env:"S3_MAX_IDLE_CONNS" envDefault:"128" range:"1 to 10000" unit:"connections"`
 }
 
+// Retention is how long sources and results are kept.
+func (c Config) Retention() (sources, results time.Duration) {
+	const day = 24 * time.Hour
+	return time.Duration(c.sourceDays()) * day, time.Duration(c.RetentionDays) * day
+}
+
+func (c Config) sourceDays() int {
+	if c.SourceRetentionDays > 0 {
+		return c.SourceRetentionDays
+	}
+	return c.RetentionDays
+}
+
 // Validate reports every fault at once, by the name of the variable.
 func (c Config) Validate() error {
 	var faults []error
@@ -127,6 +143,7 @@ func (c Config) Validate() error {
 	}
 	inRange("PRESIGNED_URL_EXPIRY_SECONDS", c.PresignExpirySeconds, 1, maxPresignExpirySeconds)
 	inRange("S3_RETENTION_DAYS", c.RetentionDays, 1, maxRetentionDays)
+	inRange("S3_SOURCE_RETENTION_DAYS", c.SourceRetentionDays, 0, maxRetentionDays)
 	inRange("UPLOAD_URL_EXPIRY_SECONDS", c.UploadExpirySeconds, 1, maxUploadExpirySeconds)
 	inRange("UPLOAD_RETENTION_DAYS", c.UploadRetentionDays, 1, maxUploadRetentionDays)
 	inRange("S3_MAX_ATTEMPTS", c.MaxAttempts, 1, maxAttempts)

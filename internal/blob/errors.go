@@ -8,6 +8,8 @@ import (
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
+
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // Which of these an error is decides what to do about it. An error that is none of them, such as a missing
@@ -32,7 +34,11 @@ func classify(parent context.Context, what, key string, err error) error {
 	if cause := parent.Err(); cause != nil {
 		return fmt.Errorf("%s %s: %w", what, key, cause)
 	}
-	if kind := kindOf(err); kind != nil {
+	kind := kindOf(err)
+	if errors.Is(kind, ErrUnavailable) || errors.Is(kind, ErrRefused) {
+		telemetry.Fault(telemetry.S3)
+	}
+	if kind != nil {
 		return fmt.Errorf("%w: %s %s: %w", kind, what, key, err)
 	}
 	return fmt.Errorf("%s %s: %w", what, key, err)

@@ -29,8 +29,9 @@ type Export struct {
 	Until time.Time
 	// Store, unless nil, is copied from, too: what the events name.
 	Store *blob.Store
-	// Retention is how long the store keeps objects: older ones are gone by right.
-	Retention time.Duration
+	// Retention is how long the store keeps results, SourceRetention sources: older ones are gone
+	// by right.
+	Retention, SourceRetention time.Duration
 	// Secrets, unless nil, is where the tenants' keys are, which are copied, too.
 	Secrets *pgxpool.Pool
 	// Progress hears how far it is.

@@ -298,7 +298,7 @@ func (b *Brokers) idle(ctx context.Context) error {
 // offsets refuses what would make services pass over imported records: positions that
 // groups kept of an earlier log.
 func (j *importing) offsets(ctx context.Context) error {
-	groups := []string{events.SagaGroup}
+	groups := []string{events.SagaGroup, events.JanitorGroup}
 	for _, group := range j.Workers {
 		groups = append(groups, group)
 	}

@@ -157,7 +157,7 @@ func (c *copier) copy(ctx context.Context, o objectLine, told time.Time) error {
 	if err != nil {
 		return err
 	}
-	if o.State == stateMissing && (c.wasRemoved(o.Key) || time.Since(told) > c.Retention) {
+	if o.State == stateMissing && (c.wasRemoved(o.Key) || time.Since(told) > c.kept(o.Key)) {
 		o.State = stateExpired
 	}
 	c.mu.Lock()
@@ -178,6 +178,14 @@ func (c *copier) copy(ctx context.Context, o objectLine, told time.Time) error {
 	c.done++
 	c.Progress("copying objects", c.done, -1)
 	return c.out.lines.Encode(o)
+}
+
+// kept is for how long the store keeps an object.
+func (c *copier) kept(key string) time.Duration {
+	if strings.HasPrefix(key, blob.RawPrefix) {
+		return c.SourceRetention
+	}
+	return c.Retention
 }
 
 func (c *copier) wasRemoved(key string) bool {

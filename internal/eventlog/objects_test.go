@@ -83,7 +83,7 @@ func TestObjects(t *testing.T) {
 	tell(events.JobID("test", "nonsense"), now, &events.JobRequested{Source: &events.Source{Key: "raw/nonsense", Sha256: "../../x"}})
 	dir := filepath.Join(t.TempDir(), "export")
 	var lost []string
-	m, err := source.Export(t.Context(), eventlog.Export{Dir: dir, Store: store, Retention: retention, Progress: silent,
+	m, err := source.Export(t.Context(), eventlog.Export{Dir: dir, Store: store, Retention: retention, SourceRetention: retention, Progress: silent,
 		Lost: func(key, _ string) { lost = append(lost, key) }})
 	require.NoError(t, err)
 	require.Equal(t, eventlog.ManifestObjects{Stored: 4, Bytes: 28, Expired: 6, Missing: 2, Damaged: 3}, *m.Objects)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 var (
@@ -88,6 +90,7 @@ func (p *Publisher) Begin(ctx context.Context, records ...*kgo.Record) func() er
 // send gives the records a context apart from the caller's: one caller going away
 // would otherwise cancel the request that carries other callers' records too.
 func (p *Publisher) send(ctx context.Context, records []*kgo.Record) (wait func() error) {
+	span := telemetry.Publish(ctx, records)
 	limit, release := context.WithTimeout(context.WithoutCancel(ctx), p.timeout)
 	var (
 		left sync.WaitGroup
@@ -108,6 +111,10 @@ func (p *Publisher) send(ctx context.Context, records []*kgo.Record) (wait func(
 	done := make(chan struct{})
 	go func() {
 		left.Wait()
+		if len(errs) > 0 {
+			telemetry.Fault(telemetry.Kafka)
+		}
+		telemetry.End(span, errors.Join(errs...))
 		close(done)
 		release()
 		p.sends.Done() // here, since nobody need wait for the records' fate

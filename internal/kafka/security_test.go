@@ -50,7 +50,7 @@ func TestSecurity(t *testing.T) {
 		})
 		client, err := NewClient(c, logger())
 		require.NoError(t, err)
-		defer client.Close()
+		t.Cleanup(client.Close)
 		require.NotNil(t, client.OptValue(kgo.DialTLSConfig).(*tls.Config))
 		require.Equal(t, mechanism, client.OptValue(kgo.SASL).([]sasl.Mechanism)[0].Name())
 	}

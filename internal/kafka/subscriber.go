@@ -38,6 +38,7 @@ type Subscriber struct {
 	mu            sync.Mutex // guards closed, and subscriptions against its Wait
 	closed        bool
 	subscriptions sync.WaitGroup
+	members       []*kgo.Client // of the subscriptions
 }
 
 // NewSubscriber connects to nothing yet.
@@ -72,6 +73,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	if sub.client, err = NewClient(s.cfg, s.log, sub.options()...); err != nil {
 		return nil, err
 	}
+	s.members = append(s.members, sub.client)
 	s.subscriptions.Go(func() { sub.run(s.ctx) })
 	return sub.out, nil
 }

@@ -11,6 +11,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,11 +32,35 @@ var ErrDamaged = errors.New("sealed text was changed, or belongs to another job"
 
 const keyBytes = 32 // AES-256
 
+// Config says how soon a key that was forgotten is forgotten by every process.
+type Config struct {
+	// CheckInterval is the time between two looks whether the keys in memory are still kept:
+	// after it, no process that reaches the database has one that is not.
+	CheckInterval time.Duration `env:"TENANT_KEYS_CHECK_INTERVAL" envDefault:"10s" range:"100ms to 1h"`
+	// Hold is how long a process that does not reach the database goes on with its keys.
+	// Beyond it: they are let go; submissions with a file name are 503.
+	Hold time.Duration `env:"TENANT_KEYS_HOLD" envDefault:"24h" range:"TENANT_KEYS_CHECK_INTERVAL to 720h"`
+}
+
+// Validate names every value out of range.
+func (c Config) Validate() error {
+	var faults []error
+	if c.CheckInterval < 100*time.Millisecond || c.CheckInterval > time.Hour {
+		faults = append(faults, fmt.Errorf("TENANT_KEYS_CHECK_INTERVAL is %s: it must be from 100ms to 1h", c.CheckInterval))
+	}
+	if c.Hold < c.CheckInterval || c.Hold > 30*24*time.Hour {
+		faults = append(faults, fmt.Errorf("TENANT_KEYS_HOLD is %s: it must be from TENANT_KEYS_CHECK_INTERVAL, %s, to 720h", c.Hold, c.CheckInterval))
+	}
+	return errors.Join(faults...)
+}
+
 // Keyring holds tenants' keys in memory once they were used, so that a database
 // that is away stops neither submissions nor links.
 type Keyring struct {
+	cfg     Config
 	pool    *pgxpool.Pool
 	timeout time.Duration
+	log     *slog.Logger
 
 	mu sync.Mutex
 	// current is the key to seal with, by tenant; byID all that were seen.
@@ -47,9 +74,87 @@ type key struct {
 }
 
 // New makes a keyring over the tables that Migrate makes; timeout bounds reading or
-// making one key.
-func New(pool *pgxpool.Pool, timeout time.Duration) *Keyring {
-	return &Keyring{pool: pool, timeout: timeout, current: map[string]key{}, byID: map[string]key{}}
+// making one key. Call Watch beside it.
+func New(cfg Config, pool *pgxpool.Pool, timeout time.Duration, log *slog.Logger) *Keyring {
+	return &Keyring{cfg: cfg, pool: pool, timeout: timeout, log: log, current: map[string]key{}, byID: map[string]key{}}
+}
+
+// Watch lets go of keys that were forgotten, until ctx is done.
+func (k *Keyring) Watch(ctx context.Context) error {
+	confirmed := time.Now()
+	tick := time.NewTicker(k.cfg.CheckInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		asked := time.Now()
+		err := k.check(ctx)
+		if err == nil {
+			confirmed = asked
+			continue
+		}
+		if time.Since(confirmed) > k.cfg.Hold {
+			k.log.Error("the database has not told for TENANT_KEYS_HOLD which keys of tenants are kept: they are let go, and file names can be sealed and read again when it answers", "error", err)
+			k.forget(func(string) bool { return true })
+		}
+	}
+}
+
+// check asks which of the keys in memory are still kept.
+func (k *Keyring) check(ctx context.Context) error {
+	k.mu.Lock()
+	ids := slices.Collect(maps.Keys(k.byID))
+	k.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, k.timeout)
+	defer cancel()
+	rows, err := k.pool.Query(ctx, "SELECT key_id::text FROM pixtools_secrets.tenant_keys WHERE key_id = ANY($1::uuid[])", ids)
+	if err != nil {
+		return err
+	}
+	there, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	kept := map[string]bool{}
+	for _, id := range there {
+		kept[id] = true
+	}
+	k.forget(func(id string) bool { return slices.Contains(ids, id) && !kept[id] })
+	return nil
+}
+
+// forget lets go of keys.
+func (k *Keyring) forget(gone func(id string) bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.byID, func(id string, _ key) bool { return gone(id) })
+	maps.DeleteFunc(k.current, func(_ string, key key) bool { return gone(key.id) })
+}
+
+// Forget destroys all keys of a tenant, and says how many there were. What was sealed with
+// them cannot be opened any more, wherever it was copied to; processes that hold them in
+// memory let go within CheckInterval. What is sealed afterwards has a new key.
+func Forget(ctx context.Context, pool *pgxpool.Pool, tenant string) (int64, error) {
+	tag, err := pool.Exec(ctx, `WITH gone AS (DELETE FROM pixtools_secrets.tenant_keys WHERE tenant = $1 RETURNING key_id, tenant)
+		INSERT INTO pixtools_secrets.forgotten_keys (key_id, tenant) SELECT key_id, tenant FROM gone`, tenant)
+	if err != nil {
+		return 0, fmt.Errorf("forget the keys of tenant %s: %w", tenant, err)
+	}
+	return tag.RowsAffected(), nil
+}
+
+// Held counts the keys of a tenant.
+func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err error) {
+	if err := pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets.tenant_keys WHERE tenant = $1", tenant).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count the keys of tenant %s: %w", tenant, err)
+	}
+	return n, nil
 }
 
 // Migrate makes the schema. Many processes may do so at once.
@@ -63,6 +168,11 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 				tenant     text NOT NULL,
 				key        bytea NOT NULL,
 				created_at timestamptz NOT NULL DEFAULT now())`,
+			// What was forgotten is not brought back by a back-up of before.
+			`CREATE TABLE IF NOT EXISTS pixtools_secrets.forgotten_keys (
+				key_id       uuid PRIMARY KEY,
+				tenant       text NOT NULL,
+				forgotten_at timestamptz NOT NULL DEFAULT now())`,
 			"CREATE INDEX IF NOT EXISTS tenant_keys_by_tenant ON pixtools_secrets.tenant_keys (tenant, created_at DESC)",
 		} {
 			if _, err := tx.Exec(ctx, statement); err != nil {
@@ -211,7 +321,7 @@ func All(ctx context.Context, pool *pgxpool.Pool) ([]TenantKey, error) {
 	return keys, nil
 }
 
-// Restore adds keys that are not there yet, all or none. Each tenant goes on sealing with
+// Restore adds keys that are not there yet, and were not forgotten here, all or none. Each tenant goes on sealing with
 // its newest.
 func Restore(ctx context.Context, pool *pgxpool.Pool, keys []TenantKey) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
@@ -219,6 +329,13 @@ func Restore(ctx context.Context, pool *pgxpool.Pool, keys []TenantKey) error {
 			// The key first: what is no key must not be stored.
 			if _, err := newKey(k.ID.String(), k.Key); err != nil {
 				return err
+			}
+			var forgotten bool
+			if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pixtools_secrets.forgotten_keys WHERE key_id = $1)", k.ID).Scan(&forgotten); err != nil {
+				return fmt.Errorf("look whether key %s of tenant %s was forgotten: %w", k.ID, k.Tenant, err)
+			}
+			if forgotten {
+				continue
 			}
 			if _, err := tx.Exec(ctx, `INSERT INTO pixtools_secrets.tenant_keys (key_id, tenant, key, created_at) VALUES ($1, $2, $3, $4)
 				ON CONFLICT (key_id) DO NOTHING`, k.ID, k.Tenant, k.Key, k.CreatedAt); err != nil {

@@ -2,6 +2,8 @@ package secrets_test
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -13,6 +15,10 @@ import (
 	"github.com/pixtools/pixtools/internal/testenv"
 )
 
+func newRing(pool *pgxpool.Pool) *secrets.Keyring {
+	return secrets.New(secrets.Config{CheckInterval: 100 * time.Millisecond, Hold: time.Hour}, pool, time.Minute, slog.New(slog.DiscardHandler))
+}
+
 func TestSealing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -22,7 +28,7 @@ func TestSealing(t *testing.T) {
 	require.NoError(t, secrets.Migrate(ctx, pool))
 	require.NoError(t, secrets.Migrate(ctx, pool))
 
-	ring := secrets.New(pool, time.Minute)
+	ring := newRing(pool)
 	sealed, err := ring.Seal(ctx, "a", "job-1", "holiday.jpg")
 	require.NoError(t, err)
 	require.NotContains(t, string(sealed.GetCiphertext()), "holiday")
@@ -30,7 +36,7 @@ func TestSealing(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, sealed.GetCiphertext(), again.GetCiphertext())
 
-	other := secrets.New(pool, time.Minute) // another process
+	other := newRing(pool) // another process
 	text, err := other.Open(ctx, "job-1", sealed)
 	require.NoError(t, err)
 	require.Equal(t, "holiday.jpg", text)
@@ -54,7 +60,7 @@ func TestSealing(t *testing.T) {
 	// Forgetting the tenant's keys erases what they sealed, for whoever has not used them yet.
 	_, err = pool.Exec(ctx, "DELETE FROM pixtools_secrets.tenant_keys WHERE tenant = 'a'")
 	require.NoError(t, err)
-	_, err = secrets.New(pool, time.Minute).Open(ctx, "job-1", again)
+	_, err = newRing(pool).Open(ctx, "job-1", again)
 	require.ErrorIs(t, err, secrets.ErrForgotten)
 	// And what is in memory goes on while the database is away.
 	pool.Close()
@@ -65,13 +71,101 @@ func TestSealing(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// TestForget: after CheckInterval no keyring has a key that was forgotten, what is sealed then
+// has a new one, and a back-up does not bring the old one back.
+func TestForget(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
+	require.NoError(t, err)
+	defer pool.Close()
+	require.NoError(t, secrets.Migrate(t.Context(), pool))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	rings := []*secrets.Keyring{newRing(pool), newRing(pool)} // of two processes
+	for _, ring := range rings {
+		go func() { _ = ring.Watch(ctx) }()
+	}
+	mine, err := rings[0].Seal(ctx, "erased", "job", "name")
+	require.NoError(t, err)
+	others, err := rings[1].Seal(ctx, "kept", "job", "other")
+	require.NoError(t, err)
+	for _, ring := range rings {
+		text, err := ring.Open(ctx, "job", mine)
+		require.NoError(t, err)
+		require.Equal(t, "name", text)
+	}
+	backup, err := secrets.All(ctx, pool)
+	require.NoError(t, err)
+	held, err := secrets.Held(ctx, pool, "erased")
+	require.NoError(t, err)
+	forgotten, err := secrets.Forget(ctx, pool, "erased")
+	require.NoError(t, err)
+	require.Equal(t, []int64{1, 1}, []int64{held, forgotten})
+	for _, ring := range rings {
+		require.Eventually(t, func() bool {
+			_, err := ring.Open(ctx, "job", mine)
+			return errors.Is(err, secrets.ErrForgotten)
+		}, time.Minute, 10*time.Millisecond)
+		text, err := ring.Open(ctx, "job", others)
+		require.NoError(t, err)
+		require.Equal(t, "other", text)
+	}
+	fresh, err := rings[0].Seal(ctx, "erased", "job", "again")
+	require.NoError(t, err)
+	require.NotEqual(t, mine.GetKeyId(), fresh.GetKeyId())
+	require.NoError(t, secrets.Restore(ctx, pool, backup))
+	_, err = newRing(pool).Open(ctx, "job", mine)
+	require.ErrorIs(t, err, secrets.ErrForgotten)
+	text, err := rings[1].Open(ctx, "job", fresh)
+	require.NoError(t, err)
+	require.Equal(t, "again", text)
+}
+
+// TestHold: without the database keys are used for Hold, and no longer.
+func TestHold(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
+	require.NoError(t, err)
+	require.NoError(t, secrets.Migrate(t.Context(), pool))
+	ring := secrets.New(secrets.Config{CheckInterval: 100 * time.Millisecond, Hold: 300 * time.Millisecond}, pool, time.Minute, slog.New(slog.DiscardHandler))
+	sealed, err := ring.Seal(t.Context(), "held", "job", "name")
+	require.NoError(t, err)
+	pool.Close()
+	text, err := ring.Open(t.Context(), "job", sealed)
+	require.NoError(t, err)
+	require.Equal(t, "name", text)
+	go func() { _ = ring.Watch(t.Context()) }()
+	require.Eventually(t, func() bool {
+		_, err := ring.Open(t.Context(), "job", sealed)
+		return err != nil
+	}, time.Minute, 10*time.Millisecond)
+}
+
+func TestConfig(t *testing.T) {
+	right := secrets.Config{CheckInterval: 10 * time.Second, Hold: 24 * time.Hour}
+	require.NoError(t, right.Validate())
+	for want, change := range map[string]func(*secrets.Config){
+		"":                                   func(c *secrets.Config) { c.CheckInterval, c.Hold = 100*time.Millisecond, 720*time.Hour },
+		"TENANT_KEYS_CHECK_INTERVAL is 99ms": func(c *secrets.Config) { c.CheckInterval = 99 * time.Millisecond },
+		"TENANT_KEYS_CHECK_INTERVAL is 1h0m0.001s": func(c *secrets.Config) { c.CheckInterval = time.Hour + time.Millisecond },
+		"TENANT_KEYS_HOLD is 9.999s":               func(c *secrets.Config) { c.Hold = 10*time.Second - time.Millisecond },
+		"TENANT_KEYS_HOLD is 720h0m0.001s":         func(c *secrets.Config) { c.Hold = 720*time.Hour + time.Millisecond },
+	} {
+		c := right
+		change(&c)
+		if err := c.Validate(); want == "" {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, want)
+		}
+	}
+}
+
 // TestRestore: keys go to another installation, which then opens what they sealed.
 func TestRestore(t *testing.T) {
 	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
 	require.NoError(t, err)
 	defer pool.Close()
 	require.NoError(t, secrets.Migrate(t.Context(), pool))
-	sealed, err := secrets.New(pool, time.Minute).Seal(t.Context(), "restore", "job", "name")
+	sealed, err := newRing(pool).Seal(t.Context(), "restore", "job", "name")
 	require.NoError(t, err)
 	keys, err := secrets.All(t.Context(), pool)
 	require.NoError(t, err)
@@ -83,7 +177,7 @@ func TestRestore(t *testing.T) {
 	again, err := secrets.All(t.Context(), pool)
 	require.NoError(t, err)
 	require.Equal(t, keys, again)
-	text, err := secrets.New(pool, time.Minute).Open(t.Context(), "job", sealed)
+	text, err := newRing(pool).Open(t.Context(), "job", sealed)
 	require.NoError(t, err)
 	require.Equal(t, "name", text)
 

@@ -87,7 +87,10 @@ func TestHTTPServer(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
-	_, err := http.Get(strings.Replace(server.URL, "http://", "https://", 1))
+	response, err := http.Get(strings.Replace(server.URL, "http://", "https://", 1))
+	if err == nil {
+		_ = response.Body.Close()
+	}
 	require.Equal(t, "it speaks no TLS there", Refused(err), "%v", err)
 }
 

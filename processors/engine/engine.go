@@ -46,6 +46,8 @@ type Config struct {
 	// Precedence, where it is set, is shared by the pools of a process: those that denoise
 	// give way to the others.
 	Precedence *Precedence
+	// Operation is what metrics call a pool; it is set in code.
+	Operation string
 }
 
 // Bounds of the settings.

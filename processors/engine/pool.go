@@ -44,6 +44,8 @@ func New(cfg Config, workers int, log *slog.Logger) *Pool {
 		slots:  make(chan struct{}, max(workers, 1)),
 		orders: make(chan chan started),
 	}
+	childrenStarted.WithLabelValues(cfg.Operation)
+	childrenLost.WithLabelValues(cfg.Operation)
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	go p.starter()
 	return p
@@ -99,7 +101,8 @@ func (p *Pool) run(ctx context.Context, req Request) (Result, error) {
 	rep, usable, err := child.call(ctx, req, p.patience())
 	goOn()
 	if err != nil {
-		p.log.Warn("engine child lost", "pid", child.cmd.Process.Pid, "served", child.served, "error", err)
+		childrenLost.WithLabelValues(p.cfg.Operation).Inc()
+		p.log.WarnContext(ctx, "engine child lost", "pid", child.cmd.Process.Pid, "served", child.served, "error", err)
 		return Result{}, err
 	}
 	// The child goes back before the slot does, so the next holder of the slot finds it.
@@ -142,6 +145,7 @@ func (p *Pool) take() (*process, error) {
 		}
 		select {
 		case <-child.exited: // killed while it was idle
+			childrenLost.WithLabelValues(p.cfg.Operation).Inc()
 			p.log.Warn("idle engine child lost", "pid", child.cmd.Process.Pid, "error", child.failure)
 			child.end()
 		default:
@@ -201,6 +205,7 @@ func (p *Pool) startChild() (*process, error) {
 	p.orders <- order
 	s := <-order
 	if s.err == nil {
+		running.add(s.child, p.cfg.Operation)
 		p.log.Debug("engine child started", "pid", s.child.cmd.Process.Pid)
 	}
 	return s.child, s.err

@@ -225,7 +225,7 @@ func (j *judge) artifacts() {
 			continue
 		}
 		source := s.requests[0].Event.Message.(*events.JobRequested).GetSource()
-		j.object(id, "the source", source.GetKey(), source.GetSha256(), source.GetBytes(), source.GetFormat(), source.GetWidth(), source.GetHeight())
+		j.object(id, "the source", s.gone[""], source.GetKey(), source.GetSha256(), source.GetBytes(), source.GetFormat(), source.GetWidth(), source.GetHeight())
 		for _, r := range s.artifacts {
 			m := r.Event.Message.(*events.OperationCompleted)
 			a := m.GetArtifact()
@@ -237,14 +237,15 @@ func (j *judge) artifacts() {
 				j.fault(Artifacts, id, "%s made a %dx%d %s of a %dx%d %s", m.GetOperation(), a.GetWidth(), a.GetHeight(), a.GetFormat(),
 					source.GetWidth(), source.GetHeight(), source.GetFormat())
 			}
-			j.object(id, m.GetOperation(), a.GetKey(), a.GetSha256(), a.GetBytes(), a.GetFormat(), a.GetWidth(), a.GetHeight())
+			j.object(id, m.GetOperation(), s.gone[m.GetOperation()], a.GetKey(), a.GetSha256(), a.GetBytes(), a.GetFormat(), a.GetWidth(), a.GetHeight())
 		}
 	}
 }
 
-func (j *judge) object(id, what, key, sha256 string, bytes int64, format string, width, height int32) {
+func (j *judge) object(id, what string, gone bool, key, sha256 string, bytes int64, format string, width, height int32) {
 	o, ok := j.Objects[key]
 	switch {
+	case !ok && gone:
 	case !ok:
 		j.fault(Artifacts, id, "%s: there is no object %s", what, key)
 	case o.SHA256 != sha256 || o.Bytes != bytes:

@@ -177,6 +177,35 @@ func change[M proto.Message](h *History, i int, how func(M)) {
 	h.project()
 }
 
+// What the log says has expired, of the revision and the artifact that are there, is not missing.
+func TestExpiredIsNotMissing(t *testing.T) {
+	for name, c := range map[string]struct {
+		gone    string
+		told    proto.Message
+		missing bool
+	}{
+		"the source":           {"raw/" + jobA, &events.ArtifactsExpired{Revision: 1, Source: true}, false},
+		"a result":             {"processed/" + jobA + "/webp", &events.ArtifactsExpired{Revision: 1, Operations: []string{"webp"}, Sha256: []string{"webp of " + jobA}}, false},
+		"all of a deleted job": {"processed/" + jobA + "/webp", &events.JobDeleted{}, false},
+		"another result":       {"processed/" + jobA + "/webp", &events.ArtifactsExpired{Revision: 1, Operations: []string{"webp"}, Sha256: []string{"other"}}, true},
+		"another revision":     {"raw/" + jobA, &events.ArtifactsExpired{Revision: 2, Source: true}, true},
+	} {
+		h := good()
+		delete(h.Objects, c.gone)
+		final := slices.IndexFunc(h.Log, func(r Record) bool {
+			_, is := r.Event.Message.(*events.JobFinalized)
+			return is && r.Event.JobID == jobA
+		})
+		h.insert(final, c.told)
+		missing := false
+		for _, v := range Check(h) {
+			require.NotEqual(t, Identity, v.Property, "%s: %s", name, v)
+			missing = missing || v.Property == Artifacts
+		}
+		require.Equal(t, c.missing, missing, name)
+	}
+}
+
 // TestEachPropertyFails: one thing is wrong, and the property that it breaks says so.
 func TestEachPropertyFails(t *testing.T) {
 	for _, c := range []struct {

@@ -2,6 +2,7 @@ package history
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -17,7 +18,7 @@ var eventSpace = uuid.MustParse("b8a5f0c4-7d0b-5b5e-8f3c-6576656e7473")
 // that the fault runs do not make.
 func derive(jobID string, m proto.Message) (id, fact string) {
 	var revision, attempt int32
-	var operation string
+	var operation, extra string
 	switch m := m.(type) {
 	case *events.JobRequested:
 		revision = 1
@@ -33,9 +34,16 @@ func derive(jobID string, m proto.Message) (id, fact string) {
 		revision = m.GetRevision()
 	case *events.OperationRetryRequested:
 		revision = m.GetRevision()
+	case *events.ArtifactsExpired:
+		revision = m.GetRevision()
+		extra = fmt.Sprintf("%s/%t/%s", strings.Join(m.GetOperations(), ","), m.GetSource(), strings.Join(m.GetSha256(), ","))
+		if len(m.GetSha256()) == 0 {
+			extra = strings.TrimSuffix(extra, "/")
+		}
+	case *events.JobDeleted:
 	default:
 		return "", ""
 	}
-	fact = fmt.Sprintf("%s/%d/%s/%d/%s/", jobID, revision, operation, attempt, m.ProtoReflect().Descriptor().FullName())
+	fact = fmt.Sprintf("%s/%d/%s/%d/%s/%s", jobID, revision, operation, attempt, m.ProtoReflect().Descriptor().FullName(), extra)
 	return uuid.NewSHA1(eventSpace, []byte(fact)).String(), fact
 }

@@ -36,6 +36,9 @@ type story struct {
 	starts   map[attempt]int
 	// artifacts are those of all OperationCompleted.
 	artifacts []*Record
+	// gone are the operations whose artifacts have expired, and "" where the source has; all of
+	// them where the job was deleted.
+	gone map[string]bool
 	// cancelled says that a cancellation took effect in some revision.
 	cancelled bool
 	faults    []Violation
@@ -140,8 +143,38 @@ func (s *story) turn(r *Record) bool {
 		return s.retry(m)
 	case *events.JobFinalized:
 		return s.final(r, m)
+	case *events.ArtifactsExpired:
+		s.expire(m)
+	case *events.JobDeleted:
+		s.let("")
+		for name := range s.now.operations {
+			s.let(name)
+		}
 	}
 	return false
+}
+
+// expire excuses objects from being there. That of an open job, or of a revision before the
+// present one, changes nothing.
+func (s *story) expire(m *events.ArtifactsExpired) {
+	if s.now.outcome == "" || m.GetRevision() != s.now.revision {
+		return
+	}
+	if m.GetSource() {
+		s.let("")
+	}
+	for i, name := range m.GetOperations() {
+		if i < len(m.GetSha256()) && s.now.operations[name].sha256 == m.GetSha256()[i] {
+			s.let(name)
+		}
+	}
+}
+
+func (s *story) let(what string) {
+	if s.gone == nil {
+		s.gone = map[string]bool{}
+	}
+	s.gone[what] = true
 }
 
 func (s *story) request(r *Record, m *events.JobRequested) bool {
