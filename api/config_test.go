@@ -20,6 +20,12 @@ func TestLimitsOfTheConfiguration(t *testing.T) {
 		"QUEUE_MAX_AGE":           {[]string{"1s", "1001ms"}, []string{"999ms"}},
 		"QUEUE_REFRESH_INTERVAL":  {[]string{"50ms", "51ms", "30s"}, []string{"49ms", "30001ms"}},
 		"SPOOL_MAX_BYTES":         {[]string{"10485760", "10485761"}, []string{"10485759"}}, // what one upload may have
+		"API_AUTH":                {[]string{"keys", "off", ""}, []string{"on", "KEYS"}},
+		"API_SESSION_TTL":         {[]string{"1m", "61s", "720h"}, []string{"59s", "720h1s"}},
+		"CORS_ORIGINS": {[]string{"https://shop.example", "http://localhost:3000,https://a.b"},
+			[]string{"*", "https://*.example", "https://shop.example/", "shop.example", "ftp://shop.example", "https://a.b,null"}},
+		"RATE_LIMIT_SUBMITS_PER_MINUTE": {[]string{"0", "1", "1000000"}, []string{"-1", "1000001"}},
+		"RATE_LIMIT_READS_PER_MINUTE":   {[]string{"0", "1", "1000000"}, []string{"-1", "1000001"}},
 	} {
 		check := func(value string) error {
 			var c Config

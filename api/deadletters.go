@@ -425,7 +425,7 @@ func (r *redriving) stateFor(command *commands.Redrive) (*events.Job, error) {
 	if state, known := r.jobs[id]; known || id == "" {
 		return state, nil
 	}
-	state, err := r.findLatest(ctx, id)
+	state, err := r.findOfAnyTenant(ctx, id)
 	var missing *Problem
 	if errors.As(err, &missing) && missing.Status == http.StatusNotFound {
 		state, err = nil, nil

@@ -70,7 +70,7 @@ func (s *Server) upload(c fuego.ContextNoBody) (Upload, error) {
 	if err != nil {
 		return Upload{}, err
 	}
-	mine := ticket{Tenant: defaultTenant, Key: blob.UploadsPrefix + id.String(), Bytes: in.Bytes, SHA256: strings.ToLower(in.SHA256), Name: baseName(in.FileName)}
+	mine := ticket{Tenant: tenantOf(ctx), Key: blob.UploadsPrefix + id.String(), Bytes: in.Bytes, SHA256: strings.ToLower(in.SHA256), Name: baseName(in.FileName)}
 	signed, err := s.Store.PresignPut(ctx, mine.Key, in.Bytes, in.ContentType, sum)
 	if err != nil {
 		return Upload{}, err

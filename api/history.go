@@ -88,7 +88,7 @@ func (s *Server) eventsOf(ctx context.Context, id string) ([]placed, error) {
 	if err != nil {
 		return nil, err
 	}
-	offsets, err := s.Reader.History(ctx, defaultTenant, id)
+	offsets, err := s.Reader.History(ctx, tenantOf(ctx), id)
 	if _, err := s.found(id, state, err); err != nil {
 		return nil, err
 	}

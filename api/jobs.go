@@ -14,8 +14,10 @@ import (
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
@@ -39,6 +41,7 @@ type Job struct {
 	FinalizedAt      *time.Time        `json:"finalized_at"`
 	Source           Source            `json:"source"`
 	OperationResults map[string]Result `json:"operation_results"`
+	Webhook          *Webhook          `json:"webhook" description:"null where the job names no address, and its tenant had none"`
 }
 
 // Source is the picture that was uploaded.
@@ -138,7 +141,7 @@ func jobID(asked string) (string, error) {
 
 // find reads a job, also one that was submitted just now; a *Problem where there is none.
 func (s *Server) find(ctx context.Context, id string) (*events.Job, error) {
-	state, err := s.Reader.Job(ctx, defaultTenant, id)
+	state, err := s.Reader.Job(ctx, tenantOf(ctx), id)
 	if errors.Is(err, projections.ErrNotFound) {
 		state, err = s.lookAgain(ctx, id)
 	}
@@ -211,25 +214,42 @@ func (s *Server) findLatest(ctx context.Context, id string) (*events.Job, error)
 	return s.found(id, state, err)
 }
 
+// findOfAnyTenant is findLatest for operators.
+func (s *Server) findOfAnyTenant(ctx context.Context, id string) (*events.Job, error) {
+	if err := s.passEnd(ctx, s.partitionOf(id)); err != nil {
+		return nil, err
+	}
+	state, err := s.Reader.JobOfAnyTenant(ctx, id)
+	return s.found(id, state, err)
+}
+
 // lookAgain waits until the projection has passed the end that the job's partition has
 // now, and then reads the job. So a job that the read model does not know is found as soon
-// as its submission was answered, with no token at all.
+// as its submission was answered, with no token at all. Another tenant's job is looked for
+// just as long as one that nobody has.
 func (s *Server) lookAgain(ctx context.Context, id string) (*events.Job, error) {
-	partition := s.partitionOf(id)
+	if err := s.passEnd(ctx, s.partitionOf(id)); err != nil {
+		return nil, err
+	}
+	return s.Reader.Job(ctx, tenantOf(ctx), id)
+}
+
+// passEnd waits until the projection has passed the end that a partition has now.
+func (s *Server) passEnd(ctx context.Context, partition int32) error {
 	ends, err := s.ends(ctx)
 	if err != nil {
-		return nil, unavailable("Kafka does not tell how long the log is.", err)
+		return unavailable("Kafka does not tell how long the log is.", err)
 	}
 	end, ok := ends.Lookup(events.Topic, partition)
 	if !ok || end.Err != nil {
-		return nil, unavailable("Kafka does not tell how long the log is.", end.Err)
+		return unavailable("Kafka does not tell how long the log is.", end.Err)
 	}
 	if end.Offset > 0 {
 		if err := s.Reader.Wait(ctx, partition, end.Offset-1); err != nil {
-			return nil, unavailable("The read model has not caught up with the log yet.", err)
+			return unavailable("The read model has not caught up with the log yet.", err)
 		}
 	}
-	return s.Reader.Job(ctx, defaultTenant, id)
+	return nil
 }
 
 // ends is where the log ends now: the high watermarks, not the last stable offsets, since
@@ -269,7 +289,7 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 	}
 	job, told := jobOf(state), s.progress(ctx, state)
 	job.Source.Name, job.Source.NameErased = name, erased
-	s.keptUntil(&job, state)
+	keptUntil(s.Retention, &job, state)
 	if !state.GetSourceExpired() {
 		link, expires, err := s.Store.PresignGet(ctx, state.GetSource().GetKey(), sourceName(name, job.Source.Format))
 		if err != nil {
@@ -278,33 +298,46 @@ func (s *Server) render(ctx context.Context, state *events.Job) (Job, error) {
 		job.Source.URL, job.Source.LinkExpiresAt = link, &expires
 	}
 	for _, op := range state.GetOperations() {
-		result := job.OperationResults[op.GetName()]
 		// An earlier attempt's progress is none: the work began anew.
 		if p, ok := told[op.GetName()]; ok && p.Attempt == op.GetAttempt() {
+			result := job.OperationResults[op.GetName()]
 			result.Progress = p.Share()
+			job.OperationResults[op.GetName()] = result
 		}
-		if op.GetArtifact() != nil && !op.GetArtifactExpired() {
-			link, expires, err := s.Store.PresignGet(ctx, op.GetArtifact().GetKey(), downloadName(op.GetName(), name))
-			if err != nil {
-				return Job{}, err
-			}
-			job.ResultURLs[op.GetName()], result.Artifact.LinkExpiresAt = link, &expires
-		}
-		job.OperationResults[op.GetName()] = result
+	}
+	if err := linkResults(ctx, s.Store, &job, state, name); err != nil {
+		return Job{}, err
 	}
 	return job, nil
 }
 
 // keptUntil says until when the job's pictures are kept.
-func (s *Server) keptUntil(job *Job, state *events.Job) {
-	until := s.Retention.SourceUntil(state)
+func keptUntil(kept commands.Retention, job *Job, state *events.Job) {
+	until := kept.SourceUntil(state)
 	job.Source.ExpiresAt = &until
 	for _, op := range state.GetOperations() {
 		if a := job.OperationResults[op.GetName()].Artifact; a != nil {
-			until := s.Retention.ResultUntil(op)
+			until := kept.ResultUntil(op)
 			a.ExpiresAt = &until
 		}
 	}
+}
+
+// linkResults signs links to the results that are there.
+func linkResults(ctx context.Context, store *blob.Store, job *Job, state *events.Job, fileName string) error {
+	for _, op := range state.GetOperations() {
+		if op.GetArtifact() == nil || op.GetArtifactExpired() {
+			continue
+		}
+		result := job.OperationResults[op.GetName()]
+		link, expires, err := store.PresignGet(ctx, op.GetArtifact().GetKey(), downloadName(op.GetName(), fileName))
+		if err != nil {
+			return err
+		}
+		job.ResultURLs[op.GetName()], result.Artifact.LinkExpiresAt = link, &expires
+		job.OperationResults[op.GetName()] = result
+	}
+	return nil
 }
 
 // jobOf is the state without what lies outside it: links and progress.
@@ -312,7 +345,7 @@ func jobOf(state *events.Job) Job {
 	job := Job{
 		JobID: state.GetId(), Status: words[projections.StandingOf(state)].status, ErrorMessage: errorMessageOf(state),
 		ResultURLs: map[string]string{}, OperationResults: map[string]Result{}, Revision: state.GetRevision(),
-		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(),
+		CreatedAt: state.GetRequestedAt().AsTime(), UpdatedAt: state.GetUpdatedAt().AsTime(), Webhook: webhookOf(state),
 	}
 	if from := state.GetSource(); from != nil {
 		job.Source = Source{Bytes: from.GetBytes(), Width: from.GetWidth(), Height: from.GetHeight(), Format: from.GetFormat(), SHA256: from.GetSha256(), Expired: state.GetSourceExpired()}

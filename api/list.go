@@ -79,7 +79,7 @@ var picks = []string{"status", "outcome", "operation", "since", "until", "q", "a
 // jobs answers GET /api/jobs.
 func (s *Server) jobs(c fuego.ContextNoBody) (JobPage, error) {
 	given := c.Request().URL.Query()
-	f, err := jobFilter(given, append([]string{"limit", "cursor"}, picks...))
+	f, err := jobFilter(tenantOf(c.Context()), given, append([]string{"limit", "cursor"}, picks...))
 	if err != nil {
 		return JobPage{}, err
 	}
@@ -117,7 +117,7 @@ func (s *Server) jobs(c fuego.ContextNoBody) (JobPage, error) {
 // jobTotals answers GET /api/jobs/totals.
 func (s *Server) jobTotals(c fuego.ContextNoBody) (JobTotals, error) {
 	given := c.Request().URL.Query()
-	f, err := jobFilter(given, picks)
+	f, err := jobFilter(tenantOf(c.Context()), given, picks)
 	if err != nil {
 		return JobTotals{}, err
 	}
@@ -222,7 +222,7 @@ func unlisted(err error) error {
 }
 
 // jobFilter reads which jobs are meant.
-func jobFilter(given url.Values, known []string) (f projections.JobFilter, err error) {
+func jobFilter(tenant string, given url.Values, known []string) (f projections.JobFilter, err error) {
 	for name, values := range given {
 		if !slices.Contains(known, name) {
 			return f, invalid(name, fmt.Sprintf("%s is none of %s", name, strings.Join(known, ", ")))
@@ -231,7 +231,7 @@ func jobFilter(given url.Values, known []string) (f projections.JobFilter, err e
 			return f, invalid(name, name+" is given more than once; several statuses or outcomes go into one, with commas")
 		}
 	}
-	f.Tenant, f.Operation = defaultTenant, given.Get("operation")
+	f.Tenant, f.Operation = tenant, given.Get("operation")
 	if _, known := operations.Find(f.Operation); f.Operation != "" && !known {
 		return f, invalid("operation", fmt.Sprintf("operation must be one of %s", strings.Join(operations.Names(), ", ")))
 	}
@@ -340,6 +340,6 @@ func readCursor(cursor string, f projections.JobFilter) (*projections.JobPlace, 
 
 func fingerprint(f projections.JobFilter) []byte {
 	h := fnv.New64a()
-	fmt.Fprint(h, f.Standings, f.Operation, f.Since.UnixMicro(), f.Until.UnixMicro(), f.From, f.To, f.At.UnixMicro())
+	fmt.Fprint(h, f.Tenant, "/", f.Standings, f.Operation, f.Since.UnixMicro(), f.Until.UnixMicro(), f.From, f.To, f.At.UnixMicro())
 	return h.Sum(nil)
 }

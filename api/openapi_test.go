@@ -70,3 +70,44 @@ func TestOpenAPIPathsAreRouted(t *testing.T) {
 		}
 	}
 }
+
+// A route that does not say who may use it is found before it is served to anybody.
+func TestRoutesSayWhoMayUseThem(t *testing.T) {
+	doc := &openapi3.T{Paths: openapi3.NewPaths(openapi3.WithPath("/api/new", &openapi3.PathItem{Get: openapi3.NewOperation()}))}
+	_, err := accessOf(doc)
+	require.ErrorContains(t, err, "GET /api/new does not say who may use it")
+
+	described, _ := spec(t)
+	server, err := New(Config{MaxUploads: 1, MaxWaits: 1}, Parts{})
+	require.NoError(t, err)
+	for path, item := range described.Paths.Map() {
+		for method, op := range item.Operations() {
+			scope, guarded := server.access[method+" "+path]
+			require.NotNil(t, op.Security, "%s %s", method, path)
+			if !guarded || scope == anyScope {
+				require.Empty(t, *op.Security, "%s %s", method, path)
+				continue
+			}
+			require.Len(t, *op.Security, 3, "%s %s", method, path)
+			require.Contains(t, op.Description, "Needs the scope "+string(scope))
+			for _, status := range []string{"401", "403", "429"} {
+				require.NotNil(t, op.Responses.Value(status), "%s %s: %s", method, path, status)
+			}
+		}
+	}
+}
+
+// Without CORS_ORIGINS no page of another origin is told anything.
+func TestNoOriginsByDefault(t *testing.T) {
+	server, err := New(Config{MaxUploads: 1, MaxWaits: 1}, Parts{})
+	require.NoError(t, err)
+	for _, method := range []string{"GET", "OPTIONS"} {
+		request, answer := httptest.NewRequestWithContext(t.Context(), method, "/api/livez", nil), httptest.NewRecorder()
+		request.Header.Set("Origin", "https://shop.example")
+		request.Header.Set("Access-Control-Request-Method", "GET")
+		server.ServeHTTP(answer, request)
+		for name := range answer.Header() {
+			require.NotContains(t, name, "Access-Control")
+		}
+	}
+}

@@ -18,6 +18,7 @@ import (
 
 // settings are what the page checks a submission against before it sends it.
 type settings struct {
+	Authentication string                 `json:"authentication"`
 	MaxUploadBytes int64                  `json:"max_upload_bytes"`
 	MaxDirectBytes int64                  `json:"max_direct_upload_bytes"`
 	MaxPixels      int64                  `json:"max_image_pixels"`
@@ -60,7 +61,7 @@ func (s *Server) pages() error {
 	}); err != nil {
 		return err
 	}
-	told, err := json.Marshal(settings{s.cfg.MaxUploadBytes, s.cfg.MaxDirectUploadBytes, s.cfg.Picture.MaxPixels, s.cfg.Picture.MaxSide, acceptedTypes, operations.All()})
+	told, err := json.Marshal(settings{s.cfg.Auth.Mode, s.cfg.MaxUploadBytes, s.cfg.MaxDirectUploadBytes, s.cfg.Picture.MaxPixels, s.cfg.Picture.MaxSide, acceptedTypes, operations.All()})
 	serve("/settings.json", "settings.json", told, nil)
 	serve("/openapi.json", "openapi.json", s.spec, nil)
 	return err

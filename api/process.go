@@ -48,7 +48,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	defer u.Close()
 	if u.file != nil {
 		u.source = s.received(u.file)
-	} else if u.source, err = s.stored(r.Context(), u, defaultTenant); err != nil {
+	} else if u.source, err = s.stored(r.Context(), u, tenantOf(r.Context())); err != nil {
 		return Accepted{}, err
 	}
 	header, err := s.sniff(u.source)
@@ -64,7 +64,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, err
 	}
 	command := commands.Submit{
-		Tenant: defaultTenant, RequestID: r.Header.Get(requestIDHeader), TraceParent: telemetry.TraceParent(r.Context()),
+		Tenant: tenantOf(r.Context()), RequestID: r.Header.Get(requestIDHeader), TraceParent: telemetry.TraceParent(r.Context()),
 		Operations: u.operations, Parameters: u.parameters,
 		Source: &events.Source{Sha256: hex.EncodeToString(sum[:]), Bytes: u.source.size,
 			Width: int32(header.Width), Height: int32(header.Height), Format: header.Format},
@@ -202,7 +202,8 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit) 
 		return "", err
 	}
 	if command.FileName, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.name); err == nil {
-		command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, u.webhookURL)
+		// The tenant's address as it is now: it goes with the job, and folding stays pure.
+		command.WebhookURL, err = s.Keys.Seal(ctx, command.Tenant, command.JobID, s.webhookAddress(command.Tenant, u.webhookURL))
 	}
 	if err != nil {
 		return "", unavailable("The key that protects file names cannot be read from the database.", err)

@@ -14,12 +14,15 @@ import (
 	"time"
 
 	"github.com/go-fuego/fuego"
+	"github.com/go-redis/redis_rate/v10"
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/commands"
+	"github.com/pixtools/pixtools/internal/apikeys"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/secrets"
@@ -37,8 +40,6 @@ const (
 	longestRequestID = 128
 	// mostDirectBytes is what S3 takes, and copies, in one request.
 	mostDirectBytes = 5 << 30
-	// defaultTenant owns every job until API keys tell tenants apart.
-	defaultTenant = "default"
 )
 
 // Config bounds the API.
@@ -97,10 +98,15 @@ type Config struct {
 	// MaxSpoolBytes bounds what the uploads in progress take on disk, all together.
 	// Beyond it: 429 with Retry-After.
 	MaxSpoolBytes int64 `env:"SPOOL_MAX_BYTES" envDefault:"1073741824" range:"MAX_UPLOAD_BYTES or more" unit:"bytes"`
+	// AddressRefresh is after how long a tenant's new webhook address counts for submissions.
+	AddressRefresh time.Duration `env:"WEBHOOK_ADDRESS_REFRESH" envDefault:"5s" range:"10ms to 10m"`
 	// SpoolDir holds uploads while they arrive, and pictures while they are worked on. It must be this
 	// user's.
 	// Beyond it: a directory of somebody else ends the program; a full disk is 503.
 	SpoolDir string `env:"SPOOL_DIR" derived:"pixtools-<uid> in the directory for temporary files"`
+	// Auth says who may send requests; Keys what is known of their keys.
+	Auth AuthConfig
+	Keys apikeys.Config
 }
 
 // Validate names every value out of range.
@@ -135,13 +141,16 @@ func (c Config) Validate() error {
 	if c.QueueRefresh < 50*time.Millisecond || c.QueueRefresh > queuesStaleAfter/2 {
 		faults = append(faults, fmt.Errorf("QUEUE_REFRESH_INTERVAL is %s: it must be from 50ms to %s", c.QueueRefresh, queuesStaleAfter/2))
 	}
+	if c.AddressRefresh < 10*time.Millisecond || c.AddressRefresh > 10*time.Minute {
+		faults = append(faults, fmt.Errorf("WEBHOOK_ADDRESS_REFRESH is %s: it must be from 10ms to 10m", c.AddressRefresh))
+	}
 	for name, d := range map[string]time.Duration{"UPLOAD_TIMEOUT": c.UploadTimeout, "READ_WAIT_TIMEOUT": c.WaitTimeout, "READ_LONGEST_WAIT": c.LongestWait, "IDEMPOTENCY_TTL": c.IdempotencyTTL,
 		"IDEMPOTENCY_SETTLE": c.IdempotencySettle} {
 		if d < 100*time.Millisecond {
 			faults = append(faults, fmt.Errorf("%s is %s: it must be 100ms or more", name, d))
 		}
 	}
-	return errors.Join(append(faults, c.Picture.Validate())...)
+	return errors.Join(append(faults, c.Picture.Validate(), c.Auth.Validate(), c.Keys.Validate())...)
 }
 
 // Parts is what the API works with.
@@ -161,7 +170,12 @@ type Parts struct {
 	Keys *secrets.Keyring
 	// Retention is how long pictures are kept.
 	Retention commands.Retention
-	LogID     [16]byte
+	// Webhooks has the tenants' default addresses; Outside knows which addresses may be called.
+	Webhooks *secrets.Webhooks
+	Outside  *egress.Guard
+	// APIKeys says whose a key is; nil where none is asked for.
+	APIKeys *apikeys.Ring
+	LogID   [16]byte
 	// Partitions is how many the log has.
 	Partitions int
 	// OnSubmission hears which operations a valid submission asks for, before it is written
@@ -189,7 +203,11 @@ type Server struct {
 	// spooled counts the bytes that uploads in progress have on disk.
 	spooled atomic.Int64
 	watcher watcher
-	mux     *http.ServeMux
+	limiter limiter
+	ownPage *http.CrossOriginProtection
+	// access says which scope a route needs, by its pattern; other routes are open.
+	access map[string]apikeys.Scope
+	mux    *http.ServeMux
 	// entrance is serve, with a span around it where spans are sent.
 	entrance http.Handler
 	spec     []byte
@@ -208,23 +226,59 @@ func New(cfg Config, parts Parts) (*Server, error) {
 		fuego.WithErrorSerializer(s.sendError),
 	)
 	s.routes(f)
-	spec, err := describe(f)
-	if err != nil {
+	var err error
+	if s.access, err = accessOf(f.OpenAPI.Description()); err != nil {
 		return nil, err
 	}
-	s.spec, s.mux = spec, f.Mux
+	if s.spec, err = describe(f); err != nil {
+		return nil, err
+	}
+	if s.ownPage, err = ownPage(cfg.Auth); err != nil {
+		return nil, err
+	}
+	s.mux = f.Mux
+	s.limiter.Limiter = redis_rate.NewLimiter(parts.Redis)
 	spoolLimit.Set(float64(cfg.MaxSpoolBytes))
 	if err := s.pages(); err != nil {
 		return nil, err
 	}
 	s.mux.Handle("GET "+telemetry.MetricsPath, telemetry.Metrics())
-	s.entrance = traced(http.HandlerFunc(s.serve))
+	s.entrance = traced(s.crossOrigin(http.HandlerFunc(s.serve)))
 	return s, nil
 }
 
-// HoldKeys takes the key that protects file names into memory, so that submissions go on
-// without the database from the first one on.
-func (s *Server) HoldKeys(ctx context.Context) error { return s.Keys.Hold(ctx, defaultTenant) }
+// HoldKeys takes the API keys, the keys that protect their tenants' file names, and the tenants'
+// webhook addresses, into memory, so that submissions go on without the database from the first
+// one on.
+func (s *Server) HoldKeys(ctx context.Context) error {
+	if err := s.Webhooks.ReadAddresses(ctx); err != nil {
+		return err
+	}
+	if s.APIKeys == nil {
+		return s.Keys.Hold(ctx, apikeys.DefaultTenant)
+	}
+	if err := s.APIKeys.Load(ctx); err != nil {
+		return err
+	}
+	for _, tenant := range s.APIKeys.Tenants() {
+		if err := s.Keys.Hold(ctx, tenant); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RefreshKeys goes on doing so until ctx is done.
+func (s *Server) RefreshKeys(ctx context.Context) error {
+	return s.APIKeys.Run(ctx, func(ctx context.Context) {
+		for _, tenant := range s.APIKeys.Tenants() {
+			if err := s.Keys.Hold(ctx, tenant); err != nil && ctx.Err() == nil {
+				s.Log.Warn("the key that protects a tenant's file names cannot be read", "tenant", tenant, "error", err)
+				return
+			}
+		}
+	})
+}
 
 // Spec is the OpenAPI document.
 func (s *Server) Spec() []byte { return s.spec }
@@ -256,7 +310,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.unrouted(q, r).write(q)
 		return
 	}
-	s.mux.ServeHTTP(q, r)
+	who, err := s.enter(q, r, pattern)
+	if err != nil {
+		s.sendError(q, r, err)
+		return
+	}
+	s.mux.ServeHTTP(q, r.WithContext(apikeys.With(r.Context(), who)))
 }
 
 // identify gives a request its id, and its answer the headers of all.
@@ -288,13 +347,20 @@ func connectionOf(r *http.Request) *http.ResponseController {
 
 // unrouted tells an unknown path from a known one asked with another method.
 func (s *Server) unrouted(w http.ResponseWriter, r *http.Request) *Problem {
-	var allowed []string
+	var allowed, exactly []string
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		other := r.Clone(r.Context())
 		other.Method = method
-		if _, pattern := s.mux.Handler(other); pattern != "" {
+		_, pattern := s.mux.Handler(other)
+		if pattern != "" {
 			allowed = append(allowed, method)
 		}
+		if pattern == method+" "+r.URL.Path {
+			exactly = append(exactly, method)
+		}
+	}
+	if len(exactly) > 0 { // what is named in full is not meant as a parameter
+		allowed = exactly
 	}
 	if len(allowed) > 0 {
 		list := strings.Join(allowed, ", ")

@@ -102,10 +102,10 @@ func (s *Server) findWithPlace(ctx context.Context, id string, after int64) (*ev
 			return nil, 0, unavailable("The read model has not caught up with the log yet.", err)
 		}
 	}
-	state, place, err := s.Reader.JobAndPlace(ctx, defaultTenant, id)
+	state, place, err := s.Reader.JobAndPlace(ctx, tenantOf(ctx), id)
 	if errors.Is(err, projections.ErrNotFound) {
 		if _, err = s.lookAgain(ctx, id); err == nil {
-			state, place, err = s.Reader.JobAndPlace(ctx, defaultTenant, id)
+			state, place, err = s.Reader.JobAndPlace(ctx, tenantOf(ctx), id)
 		}
 	}
 	state, err = s.found(id, state, err)

@@ -12,7 +12,6 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
-	"net/url"
 	"os"
 	"path"
 	"slices"
@@ -21,6 +20,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pixtools/pixtools/commands"
+	"github.com/pixtools/pixtools/internal/egress"
 )
 
 // acceptedTypes are the content types that a file may be sent as. What the file is,
@@ -34,9 +34,8 @@ const (
 	formOverhead = 64 << 10
 	// formFields is how many fields besides the file count.
 	formFields = 8
-	// longestKey, longestURL (bytes): longer ones are refused.
+	// longestKey (bytes): a longer one is refused.
 	longestKey = 255
-	longestURL = 2048
 	// longestName, in bytes: of a longer file name the end is kept.
 	longestName = 255
 )
@@ -130,7 +129,7 @@ func (s *Server) readUpload(w http.ResponseWriter, r *http.Request) (*upload, er
 			return nil, s.uploadError(err)
 		}
 	}
-	if err := u.interpret(fields, r.Header.Get("Idempotency-Key")); err != nil {
+	if err := u.interpret(fields, r.Header.Get("Idempotency-Key"), s.Outside); err != nil {
 		u.Close()
 		return nil, err
 	}
@@ -305,7 +304,7 @@ func (r *room) leave() {
 func noRoom(cause error) error { return unavailable("There is no room to receive the file.", cause) }
 
 // interpret reads the fields, and names everything that is wrong with them.
-func (u *upload) interpret(fields map[string]string, headerKey string) error {
+func (u *upload) interpret(fields map[string]string, headerKey string, outside *egress.Guard) error {
 	var faults commands.Invalid
 	fault := func(field, message string) { faults = append(faults, commands.Fault{Field: field, Message: message}) }
 	u.token = fields["upload"]
@@ -336,11 +335,10 @@ func (u *upload) interpret(fields map[string]string, headerKey string) error {
 		fault("idempotency_key", fmt.Sprintf("idempotency_key is longer than %d bytes", longestKey))
 	}
 	if u.webhookURL = fields["webhook_url"]; u.webhookURL != "" {
-		if message := checkWebhook(u.webhookURL); message != "" {
-			fault("webhook_url", message)
-		}
 		if strings.HasPrefix(u.webhookURL, "internal://") {
 			u.webhookURL = "" // a marker of the Python service's own page
+		} else if err := outside.CheckURL(u.webhookURL); err != nil {
+			fault("webhook_url", "webhook_url "+err.Error())
 		}
 	}
 	if len(faults) > 0 {
@@ -351,14 +349,3 @@ func (u *upload) interpret(fields map[string]string, headerKey string) error {
 
 // strict decodes one JSON value and nothing after it.
 func strict(text string, into any) error { return json.Unmarshal([]byte(text), into) }
-
-func checkWebhook(address string) string {
-	if len(address) > longestURL {
-		return fmt.Sprintf("webhook_url is longer than %d bytes", longestURL)
-	}
-	parsed, err := url.Parse(address)
-	if err != nil || parsed.Host == "" || !slices.Contains([]string{"http", "https", "internal"}, parsed.Scheme) {
-		return "webhook_url must be an absolute http or https address"
-	}
-	return ""
-}

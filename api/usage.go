@@ -49,7 +49,7 @@ func (s *Server) usage(c fuego.ContextNoBody) (Usage, error) {
 			return Usage{}, invalid(name, fmt.Sprintf("%s is none of %s, or is given more than once", name, strings.Join(known, ", ")))
 		}
 	}
-	f := projections.UsageFilter{Tenant: defaultTenant, Operation: given.Get("operation"), ByDay: true, ByOperation: true}
+	f := projections.UsageFilter{Tenant: tenantOf(c.Context()), Operation: given.Get("operation"), ByDay: true, ByOperation: true}
 	var err error
 	if f.First, err = day("from", given.Get("from")); err != nil {
 		return Usage{}, err

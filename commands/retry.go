@@ -52,15 +52,13 @@ func (c Retry) Decide(state *events.Job) ([]events.Event, error) {
 		case op.GetPhase() == events.OperationPhase_OPERATION_PHASE_COMPLETED && named[op.GetName()]:
 			return nil, &Conflict{Field: "operations", Message: fmt.Sprintf("%s has completed; there is nothing to retry", op.GetName())}
 		case op.GetPhase() == events.OperationPhase_OPERATION_PHASE_COMPLETED:
-			m.Completed = append(m.Completed, &events.OperationCompleted{Revision: state.GetRevision(), Operation: op.GetName(), Attempt: op.GetAttempt(),
-				Artifact: op.GetArtifact(), CpuTime: op.GetCpuTime(), Engine: op.GetEngine(), ModelSha256: op.GetModelSha256()})
+			m.Completed = append(m.Completed, completionOf(state.GetRevision(), op))
 		case wanted:
 			m.Operations = append(m.Operations, op.GetName())
 		case op.GetPhase() == events.OperationPhase_OPERATION_PHASE_CANCELLED:
 			m.Cancelled = append(m.Cancelled, op.GetName())
 		default:
-			m.Failed = append(m.Failed, &events.OperationFailed{Revision: state.GetRevision(), Operation: op.GetName(), Attempt: op.GetAttempt(),
-				Kind: op.GetFailureKind(), Code: op.GetFailureCode(), Message: op.GetFailureMessage()})
+			m.Failed = append(m.Failed, failureOf(state.GetRevision(), op))
 		}
 	}
 	if len(m.GetOperations()) == 0 {
@@ -79,4 +77,16 @@ func requestOf(state *events.Job) *events.JobRequested {
 		m.Operations = append(m.Operations, &events.Operation{Name: op.GetName(), Parameters: op.GetParameters()})
 	}
 	return m
+}
+
+// completionOf and failureOf are the events that ended an operation, as far as its state
+// tells.
+func completionOf(revision int32, op *events.OperationState) *events.OperationCompleted {
+	return &events.OperationCompleted{Revision: revision, Operation: op.GetName(), Attempt: op.GetAttempt(),
+		Artifact: op.GetArtifact(), CpuTime: op.GetCpuTime(), Engine: op.GetEngine(), ModelSha256: op.GetModelSha256()}
+}
+
+func failureOf(revision int32, op *events.OperationState) *events.OperationFailed {
+	return &events.OperationFailed{Revision: revision, Operation: op.GetName(), Attempt: op.GetAttempt(),
+		Kind: op.GetFailureKind(), Code: op.GetFailureCode(), Message: op.GetFailureMessage()}
 }

@@ -46,7 +46,14 @@ func examples(t testing.TB) []proto.Message {
 			Cancelled: []string{"jpg"}},
 		&JobCancelRequested{Revision: 1, Reason: "not wanted"},
 		&ArtifactReplaced{Revision: 1, Operation: "webp", Artifact: artifact, ReplacedSha256: "dd", Campaign: "c1", ModelSha256: "ee", Engine: "libvips 8.18.7"},
-		&WebhookScheduled{Revision: 1, Attempt: 1, Due: timestamppb.New(testTime)},
+		&WebhookScheduled{Revision: 1, Attempt: 1, Due: timestamppb.New(testTime), RequestedAt: timestamppb.New(testTime), FinalizedAt: timestamppb.New(testTime),
+			Request: &JobRequested{Tenant: "default", Operations: []*Operation{{Name: "webp"}, {Name: "png"}, {Name: "jpg"}},
+				Source:     &Source{Key: "raw/" + testJob + "/aa", Sha256: "aa", Bytes: 10, Width: 4, Height: 3, Format: "png"},
+				WebhookUrl: &Sealed{KeyId: "k1", Ciphertext: []byte{4, 5}}},
+			Outcome:   Outcome_OUTCOME_PARTIAL,
+			Completed: []*OperationCompleted{{Revision: 1, Operation: "webp", Attempt: 1, Artifact: artifact}},
+			Failed:    []*OperationFailed{{Revision: 1, Operation: "png", Attempt: 1, Kind: FailureKind_FAILURE_KIND_INPUT, Code: "corrupt", Message: "the file ends early"}},
+			Cancelled: []string{"jpg"}},
 		&WebhookDelivered{Revision: 1, Attempt: 1, HttpStatus: 204},
 		&WebhookFailed{Revision: 1, Attempt: 1, HttpStatus: 500, Code: "status", Message: "answered 500", Final: true},
 		&ArtifactsExpired{Operations: []string{"webp"}, Source: true, Revision: 1, Sha256: []string{"bb"}},
@@ -87,7 +94,7 @@ func readExample(t *testing.T, file string) *kgo.Record {
 
 // version of an event's example: raised when the message gets a field, so that the new
 // file lies beside the old.
-var version = map[string]int{"JobRequested": 2, "OperationRetryRequested": 2, "ArtifactReplaced": 2, "ArtifactsExpired": 2}
+var version = map[string]int{"JobRequested": 2, "OperationRetryRequested": 2, "ArtifactReplaced": 2, "ArtifactsExpired": 2, "WebhookScheduled": 2}
 
 // Every event that this version writes has an example in the corpus, and this
 // version still writes it so. A changed message gets a new file beside the old.

@@ -16,13 +16,16 @@ const (
 	Topic = "pixtools.jobs.v1"
 	// SagaTopic is the saga's changelog: compacted, rebuildable from Topic.
 	SagaTopic = "pixtools.saga.v1"
+	// WebhooksTopic is the changelog of the role webhooks: compacted, rebuildable from Topic.
+	WebhooksTopic = "pixtools.webhooks.v1"
 	// DeadLetterTopic holds what was given up, and what operators made of it. It has
 	// one partition: there is little of it, and so its order is that of time.
 	DeadLetterTopic = "pixtools.deadletters.v1"
-	// SagaGroup, ProjectorGroup, JanitorGroup and OperationGroup name the consumer groups; an
-	// operation's group is OperationGroup followed by the operation's name.
+	// SagaGroup, ProjectorGroup, WebhooksGroup, JanitorGroup and OperationGroup name the consumer
+	// groups; an operation's group is OperationGroup followed by the operation's name.
 	SagaGroup      = "pixtools.saga"
 	ProjectorGroup = "pixtools.projector"
+	WebhooksGroup  = "pixtools.webhooks"
 	JanitorGroup   = "pixtools.janitor"
 	OperationGroup = "pixtools.op."
 )

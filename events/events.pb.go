@@ -851,7 +851,8 @@ func (x *ArtifactReplaced) GetEngine() string {
 	return ""
 }
 
-// WebhookScheduled: an attempt to post the outcome is due.
+// WebhookScheduled: an attempt to post the outcome is due. One that somebody asked
+// for tells the job once more, so that a consumer that has forgotten it can post it.
 type WebhookScheduled struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The job's revision whose outcome is posted.
@@ -859,7 +860,21 @@ type WebhookScheduled struct {
 	// The attempt, counted from 1.
 	Attempt int32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// When it is due.
-	Due           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due,proto3" json:"due,omitempty"`
+	Due *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due,proto3" json:"due,omitempty"`
+	// The job as it was requested; absent where nobody asked for this attempt.
+	Request *JobRequested `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"`
+	// When it was requested.
+	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	// How the revision ended.
+	Outcome Outcome `protobuf:"varint,6,opt,name=outcome,proto3,enum=pixtools.events.v1.Outcome" json:"outcome,omitempty"`
+	// When it ended.
+	FinalizedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=finalized_at,json=finalizedAt,proto3" json:"finalized_at,omitempty"`
+	// What the operations came to that completed.
+	Completed []*OperationCompleted `protobuf:"bytes,8,rep,name=completed,proto3" json:"completed,omitempty"`
+	// The same, of those that failed.
+	Failed []*OperationFailed `protobuf:"bytes,9,rep,name=failed,proto3" json:"failed,omitempty"`
+	// The names of those that were cancelled.
+	Cancelled     []string `protobuf:"bytes,10,rep,name=cancelled,proto3" json:"cancelled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -911,6 +926,55 @@ func (x *WebhookScheduled) GetAttempt() int32 {
 func (x *WebhookScheduled) GetDue() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Due
+	}
+	return nil
+}
+
+func (x *WebhookScheduled) GetRequest() *JobRequested {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *WebhookScheduled) GetRequestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestedAt
+	}
+	return nil
+}
+
+func (x *WebhookScheduled) GetOutcome() Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return Outcome_OUTCOME_UNSPECIFIED
+}
+
+func (x *WebhookScheduled) GetFinalizedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinalizedAt
+	}
+	return nil
+}
+
+func (x *WebhookScheduled) GetCompleted() []*OperationCompleted {
+	if x != nil {
+		return x.Completed
+	}
+	return nil
+}
+
+func (x *WebhookScheduled) GetFailed() []*OperationFailed {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+func (x *WebhookScheduled) GetCancelled() []string {
+	if x != nil {
+		return x.Cancelled
 	}
 	return nil
 }
@@ -1628,11 +1692,19 @@ const file_pixtools_events_v1_events_proto_rawDesc = "" +
 	"\x0freplaced_sha256\x18\x04 \x01(\tR\x0ereplacedSha256\x12\x1a\n" +
 	"\bcampaign\x18\x05 \x01(\tR\bcampaign\x12!\n" +
 	"\fmodel_sha256\x18\x06 \x01(\tR\vmodelSha256\x12\x16\n" +
-	"\x06engine\x18\a \x01(\tR\x06engine\"v\n" +
+	"\x06engine\x18\a \x01(\tR\x06engine\"\x88\x04\n" +
 	"\x10WebhookScheduled\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12,\n" +
-	"\x03due\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03due\"i\n" +
+	"\x03due\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12:\n" +
+	"\arequest\x18\x04 \x01(\v2 .pixtools.events.v1.JobRequestedR\arequest\x12=\n" +
+	"\frequested_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x125\n" +
+	"\aoutcome\x18\x06 \x01(\x0e2\x1b.pixtools.events.v1.OutcomeR\aoutcome\x12=\n" +
+	"\ffinalized_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vfinalizedAt\x12D\n" +
+	"\tcompleted\x18\b \x03(\v2&.pixtools.events.v1.OperationCompletedR\tcompleted\x12;\n" +
+	"\x06failed\x18\t \x03(\v2#.pixtools.events.v1.OperationFailedR\x06failed\x12\x1c\n" +
+	"\tcancelled\x18\n" +
+	" \x03(\tR\tcancelled\"i\n" +
 	"\x10WebhookDelivered\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12\x1f\n" +
@@ -1754,13 +1826,19 @@ var file_pixtools_events_v1_events_proto_depIdxs = []int32{
 	5,  // 13: pixtools.events.v1.OperationRetryRequested.failed:type_name -> pixtools.events.v1.OperationFailed
 	17, // 14: pixtools.events.v1.ArtifactReplaced.artifact:type_name -> pixtools.events.v1.Artifact
 	21, // 15: pixtools.events.v1.WebhookScheduled.due:type_name -> google.protobuf.Timestamp
-	22, // 16: pixtools.events.v1.Operation.parameters:type_name -> google.protobuf.Struct
-	20, // 17: pixtools.events.v1.Totals.cpu_time:type_name -> google.protobuf.Duration
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	2,  // 16: pixtools.events.v1.WebhookScheduled.request:type_name -> pixtools.events.v1.JobRequested
+	21, // 17: pixtools.events.v1.WebhookScheduled.requested_at:type_name -> google.protobuf.Timestamp
+	1,  // 18: pixtools.events.v1.WebhookScheduled.outcome:type_name -> pixtools.events.v1.Outcome
+	21, // 19: pixtools.events.v1.WebhookScheduled.finalized_at:type_name -> google.protobuf.Timestamp
+	4,  // 20: pixtools.events.v1.WebhookScheduled.completed:type_name -> pixtools.events.v1.OperationCompleted
+	5,  // 21: pixtools.events.v1.WebhookScheduled.failed:type_name -> pixtools.events.v1.OperationFailed
+	22, // 22: pixtools.events.v1.Operation.parameters:type_name -> google.protobuf.Struct
+	20, // 23: pixtools.events.v1.Totals.cpu_time:type_name -> google.protobuf.Duration
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_pixtools_events_v1_events_proto_init() }

@@ -34,6 +34,8 @@ func fold(s *Job, e Event) *Job {
 		return foldRequested(s, e, m)
 	case *OperationRetryRequested:
 		return foldRetry(s, e, m)
+	case *WebhookScheduled:
+		return foldWebhookScheduled(s, e, m)
 	}
 	if s == nil || s.GetPhase() == Phase_PHASE_DELETED {
 		return nil
@@ -51,8 +53,6 @@ func fold(s *Job, e Event) *Job {
 		return foldCancel(s, e, m)
 	case *ArtifactReplaced:
 		return foldReplaced(s, e, m)
-	case *WebhookScheduled:
-		return foldWebhookScheduled(s, m)
 	case *WebhookDelivered:
 		return foldWebhookDelivered(s, m)
 	case *WebhookFailed:
@@ -187,7 +187,7 @@ func foldRetry(s *Job, e Event, m *OperationRetryRequested) *Job {
 	if s.GetPhase() == Phase_PHASE_DELETED || s.GetSourceExpired() || m.GetRevision() <= s.GetRevision() {
 		return nil
 	}
-	if told := retold(e, m); told != nil && !endedAs(s, told, m) {
+	if told := retold(e, m.GetRevision()-1, m); told != nil && !endedAs(s, told, m) {
 		s = told
 	}
 	if s.GetPhase() != Phase_PHASE_ENDED || m.GetRevision() != s.GetRevision()+1 {
@@ -212,15 +212,25 @@ func foldRetry(s *Job, e Event, m *OperationRetryRequested) *Job {
 	return next
 }
 
-// retold is the job before its retry, for who does not remember it: as the retry tells
-// it. It is what the whole log makes of it in all that decides what follows, and lacks
-// times and details. Nil where the retry tells nothing, as the first ones did.
-func retold(e Event, m *OperationRetryRequested) *Job {
+// telling is an event that tells the whole job once more.
+type telling interface {
+	GetRequest() *JobRequested
+	GetRequestedAt() *timestamppb.Timestamp
+	GetCompleted() []*OperationCompleted
+	GetFailed() []*OperationFailed
+	GetCancelled() []string
+}
+
+// retold is the job at the end of a revision, for who does not remember it: as a retry or
+// a redelivery tells it. It is what the whole log makes of it in all that decides what
+// follows, and lacks times and details. Nil where the event tells nothing, as the first
+// retries did.
+func retold(e Event, revision int32, m telling) *Job {
 	if m.GetRequest() == nil {
 		return nil
 	}
 	s := foldRequested(nil, e, m.GetRequest())
-	s.Phase, s.Revision, s.RequestedAt = Phase_PHASE_ENDED, m.GetRevision()-1, m.GetRequestedAt()
+	s.Phase, s.Revision, s.RequestedAt = Phase_PHASE_ENDED, revision, m.GetRequestedAt()
 	for _, op := range s.GetOperations() {
 		op.Phase = OperationPhase_OPERATION_PHASE_FAILED
 		for _, c := range m.GetCompleted() {
@@ -320,7 +330,18 @@ func webhookOf(s *Job, revision int32) *Job {
 	return next
 }
 
-func foldWebhookScheduled(s *Job, m *WebhookScheduled) *Job {
+func foldWebhookScheduled(s *Job, e Event, m *WebhookScheduled) *Job {
+	if s.GetPhase() == Phase_PHASE_DELETED {
+		return nil
+	}
+	// Who has forgotten the job; or has forgotten it and then taken a late repeat of its
+	// beginning for a new one, which cannot have ended then.
+	if s == nil || s.GetPhase() == Phase_PHASE_OPEN && s.GetRevision() <= m.GetRevision() {
+		if s = retold(e, m.GetRevision(), m); s == nil {
+			return nil
+		}
+		s.Outcome, s.FinalizedAt = m.GetOutcome(), m.GetFinalizedAt()
+	}
 	next := webhookOf(s, m.GetRevision())
 	if next == nil || m.GetAttempt() <= next.Webhook.GetAttempt() {
 		return nil

@@ -96,6 +96,8 @@ func TestEveryCellOfTheStateMachine(t *testing.T) {
 		{"replaced another", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "q", Artifact: &Artifact{Sha256: "n"}}, "......."},
 		{"replaced by the same", &ArtifactReplaced{Revision: 1, Operation: "webp", ReplacedSha256: "w", Artifact: &Artifact{Sha256: "w"}}, "......."},
 		{"webhook scheduled", &WebhookScheduled{Revision: 1, Attempt: 1}, "....xx."},
+		{"webhook scheduled that tells the job", &WebhookScheduled{Revision: 1, Attempt: 1, Request: requested(), Outcome: Outcome_OUTCOME_PARTIAL,
+			Completed: []*OperationCompleted{completed(1, "webp", "w")}, Failed: []*OperationFailed{failed(1, "avif")}}, "xxxxxx."},
 		{"webhook delivered", &WebhookDelivered{Revision: 1, Attempt: 1}, "....xx."},
 		{"webhook failed", &WebhookFailed{Revision: 1, Attempt: 1, Final: true}, "....xx."},
 		{"webhook failed, to be tried again", &WebhookFailed{Revision: 1, Attempt: 1, Code: "timeout"}, "....xx."},
@@ -145,6 +147,26 @@ func TestRetryTellsTheTruth(t *testing.T) {
 	} {
 		for _, s := range []*Job{whole, misled} {
 			s.GetOperations()[0].EndedAt = nil
+		}
+		require.True(t, proto.Equal(whole, misled), "%s:\n%v\n%v", name, whole, misled)
+	}
+}
+
+// A redelivery tells the job to who has forgotten it, or takes it for a new one.
+func TestRedeliveryTellsTheTruth(t *testing.T) {
+	redelivery := &WebhookScheduled{Revision: 1, Attempt: 2, Request: requested(), RequestedAt: timestamppb.New(testTime), FinalizedAt: timestamppb.New(testTime),
+		Outcome: Outcome_OUTCOME_PARTIAL, Completed: []*OperationCompleted{completed(1, "webp", "w")}, Failed: []*OperationFailed{failed(1, "avif")}}
+	whole := foldAll(requested(), completed(1, "webp", "w"), failed(1, "avif"), final(1, Outcome_OUTCOME_PARTIAL),
+		&WebhookScheduled{Revision: 1, Attempt: 1}, &WebhookFailed{Revision: 1, Attempt: 1, Final: true}, redelivery)
+	whole.Webhook.FailureCode, whole.Totals = "", nil
+	for name, misled := range map[string]*Job{
+		"forgot it":      foldAll(redelivery),
+		"thinks it open": foldAll(requested(), completed(1, "webp", "another"), redelivery),
+	} {
+		for _, s := range []*Job{whole, misled} {
+			for _, op := range s.GetOperations() {
+				op.EndedAt = nil
+			}
 		}
 		require.True(t, proto.Equal(whole, misled), "%s:\n%v\n%v", name, whole, misled)
 	}

@@ -630,6 +630,72 @@ func (x *Webhook) GetFailureCode() string {
 	return ""
 }
 
+// PendingWebhook is what the role webhooks keeps of a job with an address, from its
+// request until its outcome was posted or given up.
+type PendingWebhook struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job as its events tell it.
+	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	// The job at the end of the revision whose outcome is posted, where it has gone on
+	// since: a retry has begun.
+	Ended *Job `protobuf:"bytes,2,opt,name=ended,proto3" json:"ended,omitempty"`
+	// The W3C trace context of the event that ended the revision.
+	TraceParent   string `protobuf:"bytes,3,opt,name=trace_parent,json=traceParent,proto3" json:"trace_parent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PendingWebhook) Reset() {
+	*x = PendingWebhook{}
+	mi := &file_pixtools_state_v1_job_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PendingWebhook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PendingWebhook) ProtoMessage() {}
+
+func (x *PendingWebhook) ProtoReflect() protoreflect.Message {
+	mi := &file_pixtools_state_v1_job_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PendingWebhook.ProtoReflect.Descriptor instead.
+func (*PendingWebhook) Descriptor() ([]byte, []int) {
+	return file_pixtools_state_v1_job_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PendingWebhook) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+func (x *PendingWebhook) GetEnded() *Job {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *PendingWebhook) GetTraceParent() string {
+	if x != nil {
+		return x.TraceParent
+	}
+	return ""
+}
+
 var File_pixtools_state_v1_job_proto protoreflect.FileDescriptor
 
 const file_pixtools_state_v1_job_proto_rawDesc = "" +
@@ -688,7 +754,11 @@ const file_pixtools_state_v1_job_proto_rawDesc = "" +
 	"\x03due\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12\x1c\n" +
 	"\tdelivered\x18\x04 \x01(\bR\tdelivered\x12\x16\n" +
 	"\x06failed\x18\x05 \x01(\bR\x06failed\x12!\n" +
-	"\ffailure_code\x18\x06 \x01(\tR\vfailureCode*R\n" +
+	"\ffailure_code\x18\x06 \x01(\tR\vfailureCode\"\x8b\x01\n" +
+	"\x0ePendingWebhook\x12(\n" +
+	"\x03job\x18\x01 \x01(\v2\x16.pixtools.state.v1.JobR\x03job\x12,\n" +
+	"\x05ended\x18\x02 \x01(\v2\x16.pixtools.state.v1.JobR\x05ended\x12!\n" +
+	"\ftrace_parent\x18\x03 \x01(\tR\vtraceParent*R\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -716,50 +786,53 @@ func file_pixtools_state_v1_job_proto_rawDescGZIP() []byte {
 }
 
 var file_pixtools_state_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_pixtools_state_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_pixtools_state_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_pixtools_state_v1_job_proto_goTypes = []any{
 	(Phase)(0),                    // 0: pixtools.state.v1.Phase
 	(OperationPhase)(0),           // 1: pixtools.state.v1.OperationPhase
 	(*Job)(nil),                   // 2: pixtools.state.v1.Job
 	(*OperationState)(nil),        // 3: pixtools.state.v1.OperationState
 	(*Webhook)(nil),               // 4: pixtools.state.v1.Webhook
-	(Outcome)(0),                  // 5: pixtools.events.v1.Outcome
-	(*Source)(nil),                // 6: pixtools.events.v1.Source
-	(*Sealed)(nil),                // 7: pixtools.events.v1.Sealed
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*Totals)(nil),                // 9: pixtools.events.v1.Totals
-	(*structpb.Struct)(nil),       // 10: google.protobuf.Struct
-	(*Artifact)(nil),              // 11: pixtools.events.v1.Artifact
-	(FailureKind)(0),              // 12: pixtools.events.v1.FailureKind
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*PendingWebhook)(nil),        // 5: pixtools.state.v1.PendingWebhook
+	(Outcome)(0),                  // 6: pixtools.events.v1.Outcome
+	(*Source)(nil),                // 7: pixtools.events.v1.Source
+	(*Sealed)(nil),                // 8: pixtools.events.v1.Sealed
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*Totals)(nil),                // 10: pixtools.events.v1.Totals
+	(*structpb.Struct)(nil),       // 11: google.protobuf.Struct
+	(*Artifact)(nil),              // 12: pixtools.events.v1.Artifact
+	(FailureKind)(0),              // 13: pixtools.events.v1.FailureKind
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_pixtools_state_v1_job_proto_depIdxs = []int32{
 	0,  // 0: pixtools.state.v1.Job.phase:type_name -> pixtools.state.v1.Phase
-	5,  // 1: pixtools.state.v1.Job.outcome:type_name -> pixtools.events.v1.Outcome
+	6,  // 1: pixtools.state.v1.Job.outcome:type_name -> pixtools.events.v1.Outcome
 	3,  // 2: pixtools.state.v1.Job.operations:type_name -> pixtools.state.v1.OperationState
-	6,  // 3: pixtools.state.v1.Job.source:type_name -> pixtools.events.v1.Source
-	7,  // 4: pixtools.state.v1.Job.file_name:type_name -> pixtools.events.v1.Sealed
-	7,  // 5: pixtools.state.v1.Job.webhook_url:type_name -> pixtools.events.v1.Sealed
-	8,  // 6: pixtools.state.v1.Job.requested_at:type_name -> google.protobuf.Timestamp
-	8,  // 7: pixtools.state.v1.Job.updated_at:type_name -> google.protobuf.Timestamp
-	8,  // 8: pixtools.state.v1.Job.finalized_at:type_name -> google.protobuf.Timestamp
-	9,  // 9: pixtools.state.v1.Job.totals:type_name -> pixtools.events.v1.Totals
+	7,  // 3: pixtools.state.v1.Job.source:type_name -> pixtools.events.v1.Source
+	8,  // 4: pixtools.state.v1.Job.file_name:type_name -> pixtools.events.v1.Sealed
+	8,  // 5: pixtools.state.v1.Job.webhook_url:type_name -> pixtools.events.v1.Sealed
+	9,  // 6: pixtools.state.v1.Job.requested_at:type_name -> google.protobuf.Timestamp
+	9,  // 7: pixtools.state.v1.Job.updated_at:type_name -> google.protobuf.Timestamp
+	9,  // 8: pixtools.state.v1.Job.finalized_at:type_name -> google.protobuf.Timestamp
+	10, // 9: pixtools.state.v1.Job.totals:type_name -> pixtools.events.v1.Totals
 	4,  // 10: pixtools.state.v1.Job.webhook:type_name -> pixtools.state.v1.Webhook
-	8,  // 11: pixtools.state.v1.Job.opened_at:type_name -> google.protobuf.Timestamp
-	10, // 12: pixtools.state.v1.OperationState.parameters:type_name -> google.protobuf.Struct
+	9,  // 11: pixtools.state.v1.Job.opened_at:type_name -> google.protobuf.Timestamp
+	11, // 12: pixtools.state.v1.OperationState.parameters:type_name -> google.protobuf.Struct
 	1,  // 13: pixtools.state.v1.OperationState.phase:type_name -> pixtools.state.v1.OperationPhase
-	11, // 14: pixtools.state.v1.OperationState.artifact:type_name -> pixtools.events.v1.Artifact
-	12, // 15: pixtools.state.v1.OperationState.failure_kind:type_name -> pixtools.events.v1.FailureKind
-	8,  // 16: pixtools.state.v1.OperationState.started_at:type_name -> google.protobuf.Timestamp
-	8,  // 17: pixtools.state.v1.OperationState.ended_at:type_name -> google.protobuf.Timestamp
-	13, // 18: pixtools.state.v1.OperationState.cpu_time:type_name -> google.protobuf.Duration
-	8,  // 19: pixtools.state.v1.OperationState.replaced_at:type_name -> google.protobuf.Timestamp
-	8,  // 20: pixtools.state.v1.Webhook.due:type_name -> google.protobuf.Timestamp
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	12, // 14: pixtools.state.v1.OperationState.artifact:type_name -> pixtools.events.v1.Artifact
+	13, // 15: pixtools.state.v1.OperationState.failure_kind:type_name -> pixtools.events.v1.FailureKind
+	9,  // 16: pixtools.state.v1.OperationState.started_at:type_name -> google.protobuf.Timestamp
+	9,  // 17: pixtools.state.v1.OperationState.ended_at:type_name -> google.protobuf.Timestamp
+	14, // 18: pixtools.state.v1.OperationState.cpu_time:type_name -> google.protobuf.Duration
+	9,  // 19: pixtools.state.v1.OperationState.replaced_at:type_name -> google.protobuf.Timestamp
+	9,  // 20: pixtools.state.v1.Webhook.due:type_name -> google.protobuf.Timestamp
+	2,  // 21: pixtools.state.v1.PendingWebhook.job:type_name -> pixtools.state.v1.Job
+	2,  // 22: pixtools.state.v1.PendingWebhook.ended:type_name -> pixtools.state.v1.Job
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_pixtools_state_v1_job_proto_init() }
@@ -774,7 +847,7 @@ func file_pixtools_state_v1_job_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pixtools_state_v1_job_proto_rawDesc), len(file_pixtools_state_v1_job_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -16,14 +16,26 @@ var (
 		Help: "Revisions of jobs that this process ended, by outcome, once their transaction was committed."}, []string{"outcome"})
 	transactionsAborted = promauto.NewCounter(prometheus.CounterOpts{Name: "pixtools_saga_transactions_aborted_total",
 		Help: "Transactions of the saga that a rebalance aborted; their records are read again."})
+	webhooksAttempted = promauto.NewCounterVec(prometheus.CounterOpts{Name: "pixtools_webhook_attempts_total",
+		Help: "Attempts to post an outcome, by whether the receiver took it."}, []string{"outcome"})
 )
 
 func init() {
+	webhooksAttempted.WithLabelValues("delivered")
+	webhooksAttempted.WithLabelValues("failed")
 	for outcome := range events.Outcome_name {
 		if name := events.Outcome(outcome); name != events.Outcome_OUTCOME_UNSPECIFIED {
 			jobsEnded.WithLabelValues(outcomeName(name))
 		}
 	}
+}
+
+func countWebhook(code string) {
+	outcome := "delivered"
+	if code != "" {
+		outcome = "failed"
+	}
+	webhooksAttempted.WithLabelValues(outcome).Inc()
 }
 
 func outcomeName(outcome events.Outcome) string {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -143,17 +142,6 @@ func newMemory() *memory {
 func NewSaga(cfg SagaConfig, transactionalID string, logPartitions, changelogPartitions int32, log *slog.Logger, opts ...kgo.Opt) *Saga {
 	return &Saga{cfg: cfg, opts: opts, id: transactionalID, logPartitions: logPartitions, changelogPartitions: changelogPartitions,
 		log: log, partitions: map[int32]*memory{}, owned: map[int32]bool{}, read: map[int32]int64{}}
-}
-
-// partitioner puts events where every Kafka client puts them, and the changelog's
-// records where we say.
-type partitioner struct{}
-
-func (partitioner) ForTopic(topic string) kgo.TopicPartitioner {
-	if topic == events.SagaTopic {
-		return kgo.ManualPartitioner().ForTopic(topic)
-	}
-	return kgo.StickyKeyPartitioner(nil).ForTopic(topic)
 }
 
 // Run works until ctx is done. It outlives brokers and lost sessions.
@@ -392,7 +380,7 @@ func (s *Saga) tick(ctx context.Context, now time.Time, p *pending, read func(pa
 		}
 		for _, id := range late {
 			s.log.WarnContext(telemetry.With(ctx, telemetry.About{JobID: id}), "a job is over its deadline: what it waits for is given up", "deadline", s.cfg.JobDeadline.String())
-			s.guard(id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
+			guard(s.log, id, func() error { return c.miss(id, now, s.cfg.JobDeadline) })
 		}
 	}
 	return nil
@@ -504,7 +492,7 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	}
 	if err != nil {
 		s.log.ErrorContext(aboutJob(string(r.Key)), "a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
-		s.guard(string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
+		guard(s.log, string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
 		return
 	}
 	if _, ok := e.Message.(*events.OperationStarted); ok {
@@ -513,8 +501,8 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	if e.Imported() {
 		return // the end is told beside it; a retry later on tells the whole job
 	}
-	if fault := s.guard(e.JobID, func() error { return s.end(c, e, r) }); fault != nil {
-		s.guard(e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
+	if fault := guard(s.log, e.JobID, func() error { return s.end(c, e, r) }); fault != nil {
+		guard(s.log, e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}
 }
 
@@ -539,32 +527,6 @@ func (s *Saga) end(c *changeSet, e events.Event, r *kgo.Record) error {
 		s.log.InfoContext(ctx, "job ended", "outcome", outcome.String())
 	}
 	return err
-}
-
-// aboutJob is a context for a record's key that may be no job's id.
-func aboutJob(key string) context.Context {
-	if !events.IsJobID(key) {
-		return context.Background()
-	}
-	return telemetry.With(context.Background(), telemetry.About{JobID: key})
-}
-
-// fault is what stopped the work at one record.
-type fault struct{ message, stack string }
-
-// guard keeps one job's trouble from stopping all others.
-func (s *Saga) guard(job string, work func() error) (broken *fault) {
-	defer func() {
-		if p := recover(); p != nil {
-			broken = &fault{fmt.Sprintf("panic: %v", p), string(debug.Stack())}
-			s.log.ErrorContext(aboutJob(job), "the saga panicked", "error", broken.message, "stack", broken.stack)
-		}
-	}()
-	if err := work(); err != nil {
-		s.log.ErrorContext(aboutJob(job), "saga cannot decide", "error", err)
-		return &fault{message: err.Error()}
-	}
-	return nil
 }
 
 // memoryOf is the partition's state, read from the changelog the first time. By then the
@@ -610,46 +572,20 @@ func (s *Saga) remembers(partition int32) bool {
 	return s.partitions[partition] != nil
 }
 
-// fenceKey is the key of records that mark an end to read up to; they hold no state.
-const fenceKey = "restored"
-
-// restore reads a partition of the changelog to its end. Where that is, no offset
-// tells: the last records may be aborted ones, which are never delivered, or have
-// been compacted away. So we append a record and read until it comes.
+// restore reads a partition's state from the changelog.
 func (s *Saga) restore(ctx context.Context, partition int32) (*memory, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.RestoreTimeout)
 	defer cancel()
-	changelog := partition % s.changelogPartitions
-	client, err := kgo.NewClient(append(slices.Clone(s.opts),
-		kgo.RecordPartitioner(partitioner{}),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{events.SagaTopic: {changelog: kgo.NewOffset().AtStart()}}),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-	)...)
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	fence := &kgo.Record{Topic: events.SagaTopic, Partition: changelog, Key: []byte(fenceKey), Value: []byte{}}
-	if err := client.ProduceSync(ctx, fence).FirstErr(); err != nil {
-		return nil, fmt.Errorf("append the fence: %w", err)
-	}
 	m := newMemory()
 	place := kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic)
-	for next := int64(0); next <= fence.Offset; {
-		fetches := client.PollFetches(ctx)
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	err := readChangelog(ctx, s.opts, events.SagaTopic, []int32{partition % s.changelogPartitions}, func(r *kgo.Record) error {
+		if int32(place.Partition(r, int(s.logPartitions))) != partition {
+			return nil
 		}
-		fetches.EachRecord(func(r *kgo.Record) {
-			next = r.Offset + 1
-			mine := int32(place.Partition(r, int(s.logPartitions))) == partition
-			if err == nil && mine && string(r.Key) != fenceKey {
-				err = m.put(r)
-			}
-		})
-		if err != nil {
-			return nil, err
-		}
+		return m.put(r)
+	})
+	if err != nil {
+		return nil, err
 	}
 	m.order()
 	return m, nil

@@ -33,6 +33,72 @@ func (w *world) check() {
 	}
 	w.checkSagas(lives)
 	w.checkLetters(lives)
+	w.checkWebhooks(states)
+}
+
+// checkWebhooks: every outcome that somebody wants was posted or given up, and whoever folds
+// the log for that, with restarts in between, knows it.
+func (w *world) checkWebhooks(states map[string]*events.Job) {
+	for _, id := range slices.Sorted(maps.Keys(states)) {
+		if awaits(states[id]) {
+			violated(id, "the outcome of revision %d is neither posted nor given up: %v", states[id].GetRevision(), states[id].GetWebhook())
+		}
+	}
+	for _, p := range w.log.used {
+		found, _ := w.log.read(p, 0, len(w.log.partitions[p]))
+		h := &hooks{jobs: map[string]*events.PendingWebhook{}, next: -1}
+		// A redelivery that comes when the job is delivered already, or anything that tells a job
+		// when that is deleted, is taken by who has forgotten it. A job that a saga has forgotten
+		// may end twice.
+		late := maps.Clone(w.forgot)
+		for _, e := range found {
+			state := states[e.event.JobID]
+			if _, redelivery := e.event.Message.(*events.WebhookScheduled); e.known() && begins(e.event) &&
+				(state.GetPhase() == events.Phase_PHASE_DELETED || redelivery && state.GetWebhook().GetDelivered()) {
+				late[e.event.JobID] = true
+			}
+		}
+		for len(found) > 0 {
+			batch := found[:1+w.IntN(len(found))]
+			c := newHookChanges(h)
+			for _, e := range batch {
+				if e.known() {
+					c.take(e.event)
+				}
+			}
+			records, err := c.records(p)
+			if err != nil {
+				panic(err)
+			}
+			if w.IntN(3) == 0 {
+				continue // it died before the transaction's end, and reads this again
+			}
+			found = found[len(batch):]
+			before := h
+			h = &hooks{jobs: maps.Clone(before.jobs), next: -1} // another process
+			for _, r := range records {
+				if err := h.put(r); err != nil {
+					panic(err)
+				}
+			}
+		}
+		c := newHookChanges(h)
+		c.everything()
+		if err := c.schedule(webhookPolicy, false, w.now); err != nil {
+			panic(err)
+		}
+		for _, e := range c.emitted {
+			if late[e.JobID] {
+				continue
+			}
+			violated(e.JobID, "a new process of the role webhooks would tell %s, of what is over", e.Name())
+		}
+		for id, pending := range h.jobs {
+			if !late[id] && states[id].GetPhase() != events.Phase_PHASE_OPEN && pending.GetJob().GetPhase() != events.Phase_PHASE_OPEN {
+				violated(id, "the role webhooks still keeps what is over: %v", pending)
+			}
+		}
+	}
 }
 
 // rebuild folds the log in one pass, and counts which facts of which there is one changed

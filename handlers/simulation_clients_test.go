@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
@@ -163,25 +161,42 @@ func (w *world) poison(id string) {
 	w.sendRecord(r)
 }
 
-// webhook tells of attempts at posting the outcome. Nothing in the product does yet.
-func (w *world) webhook(state *events.Job) []events.Event {
-	if state.GetPhase() != events.Phase_PHASE_ENDED || state.GetWebhookUrl() == nil {
-		return nil
+// webhookPolicy is that of every world.
+var webhookPolicy = commands.WebhookPolicy{MaxAttempts: 3, BackoffMin: time.Second, BackoffMax: time.Minute, MaxAge: 1000 * time.Hour}
+
+// webhook is what a process of that role makes of what it knows, which may be long past, or
+// what an operator asks for.
+func (w *world) webhook(state *events.Job) (decided []events.Event) {
+	at := w.now.Add(w.skew())
+	hook := state.GetWebhook()
+	switch {
+	case w.once(0.1):
+		decided, _ = commands.RedeliverWebhook{At: at}.Decide(state)
+	case hook.GetDue() != nil && hook.GetRevision() == state.GetRevision() && state.GetPhase() == events.Phase_PHASE_ENDED && !hook.GetDelivered():
+		c := commands.WebhookAttempted{WebhookPolicy: webhookPolicy, Revision: hook.GetRevision(), Attempt: hook.GetAttempt(), At: at, HTTPStatus: 200}
+		if w.IntN(3) > 0 {
+			c.HTTPStatus, c.Code, c.Final = 500, "status", w.IntN(5) == 0
+		}
+		decided, _ = c.Decide(state)
+	default:
+		decided, _ = commands.ScheduleWebhook{WebhookPolicy: webhookPolicy, Full: w.once(0.05), At: at}.Decide(state)
 	}
-	revision, attempt := state.GetRevision(), int32(0)
-	if hook := state.GetWebhook(); hook.GetRevision() == revision {
-		attempt = hook.GetAttempt()
-	}
-	var m proto.Message = &events.WebhookScheduled{Revision: revision, Attempt: attempt + 1, Due: timestamppb.New(w.now)}
-	if attempt > 0 {
-		switch w.IntN(3) {
-		case 0:
-			m = &events.WebhookDelivered{Revision: revision, Attempt: attempt, HttpStatus: 200}
-		case 1:
-			m = &events.WebhookFailed{Revision: revision, Attempt: attempt, Code: "timeout", Final: w.IntN(3) == 0}
+	return decided
+}
+
+// finishWebhooks does what there is to do of all jobs' webhooks.
+func (w *world) finishWebhooks() (busy bool) {
+	for _, j := range w.wishes {
+		state := w.view.job(j.id)
+		if !awaits(state) {
+			continue
+		}
+		for _, e := range w.webhook(state) {
+			w.send(e)
+			busy = true
 		}
 	}
-	return []events.Event{events.New(state.GetId(), w.now.Add(w.skew()), "pixtools/webhooks", state.GetCorrelationId(), m)}
+	return busy
 }
 
 // touch says whether a job's artifacts may be dealt with in a way. Fold cannot tell a late
@@ -221,7 +236,7 @@ func (w *world) writeAsBefore(state *events.Job) {
 	switch name {
 	case "JobFinalized.1": // the saga's alone
 		return
-	case "OperationRetryRequested.2": // what it tells of its job is not so
+	case "OperationRetryRequested.2", "WebhookScheduled.2": // what it tells of its job is not so
 		return
 	case "OperationRetryRequested.1": // tells nothing of its job: who has forgotten that cannot go on
 		if w.cfg.Remember < 1000*time.Hour {

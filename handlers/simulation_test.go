@@ -231,6 +231,7 @@ func (w *world) rest() {
 			busy = s.finish() || busy
 		}
 		busy = w.project() || busy
+		busy = w.finishWebhooks() || busy
 		if busy {
 			continue
 		}

@@ -53,19 +53,19 @@ func NewReader(cfg Config, pool *pgxpool.Pool, logID [16]byte, log *slog.Logger)
 // History says at which offsets of its partition a job's events lie, in their order.
 func (r *Reader) History(ctx context.Context, tenant, id string) ([]int64, error) {
 	var places []byte
-	if err := r.row(ctx, "SELECT events FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &places); err != nil {
+	if err := r.row(ctx, "SELECT events FROM jobs WHERE job_id = $1 AND tenant = $2", []any{id, tenant}, &places); err != nil {
 		return nil, err
 	}
 	return readHistory(places)
 }
 
-func (r *Reader) row(ctx context.Context, query, tenant, id string, into ...any) error {
+func (r *Reader) row(ctx context.Context, query string, args []any, into ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
 	r.mu.Lock()
 	known := r.table
 	r.mu.Unlock()
-	err := r.pool.QueryRow(ctx, query, id, tenant).Scan(into...)
+	err := r.pool.QueryRow(ctx, query, args...).Scan(into...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		// Who waited for a position did so in the read model that we know. One that was begun
 		// anew since may not have the job yet.
@@ -86,7 +86,16 @@ func (r *Reader) row(ctx context.Context, query, tenant, id string, into ...any)
 // Job is a job of a tenant as the read model has it.
 func (r *Reader) Job(ctx context.Context, tenant, id string) (*events.Job, error) {
 	var raw []byte
-	if err := r.row(ctx, "SELECT state FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &raw); err != nil {
+	if err := r.row(ctx, "SELECT state FROM jobs WHERE job_id = $1 AND tenant = $2", []any{id, tenant}, &raw); err != nil {
+		return nil, err
+	}
+	return decode(id, raw)
+}
+
+// JobOfAnyTenant is a job whose ever it is: for operators.
+func (r *Reader) JobOfAnyTenant(ctx context.Context, id string) (*events.Job, error) {
+	var raw []byte
+	if err := r.row(ctx, "SELECT state FROM jobs WHERE job_id = $1", []any{id}, &raw); err != nil {
 		return nil, err
 	}
 	return decode(id, raw)
@@ -98,7 +107,7 @@ func (r *Reader) Job(ctx context.Context, tenant, id string) (*events.Job, error
 func (r *Reader) JobUnderKey(ctx context.Context, tenant, id string) (*events.Job, error) {
 	var raw []byte
 	if err := r.row(ctx, `SELECT state FROM jobs WHERE (job_id = $1 OR key_id = $1) AND tenant = $2
-		ORDER BY job_id <> $1, created_at, job_id LIMIT 1`, tenant, id, &raw); err != nil {
+		ORDER BY job_id <> $1, created_at, job_id LIMIT 1`, []any{id, tenant}, &raw); err != nil {
 		return nil, err
 	}
 	return decode(id, raw)
@@ -107,7 +116,7 @@ func (r *Reader) JobUnderKey(ctx context.Context, tenant, id string) (*events.Jo
 // JobAndPlace is a job, and the offset of the last event in it.
 func (r *Reader) JobAndPlace(ctx context.Context, tenant, id string) (*events.Job, int64, error) {
 	var raw, places []byte
-	if err := r.row(ctx, "SELECT state, events FROM jobs WHERE job_id = $1 AND tenant = $2", tenant, id, &raw, &places); err != nil {
+	if err := r.row(ctx, "SELECT state, events FROM jobs WHERE job_id = $1 AND tenant = $2", []any{id, tenant}, &raw, &places); err != nil {
 		return nil, 0, err
 	}
 	h, err := loadHistory(places)

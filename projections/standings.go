@@ -41,7 +41,7 @@ func StandingOf(job *events.Job) Standing {
 		}
 		return Pending
 	}
-	told := job.GetWebhook().GetFailed()
+	told := job.GetWebhook().GetFailed() && job.GetWebhook().GetRevision() == job.GetRevision()
 	switch outcome := job.GetOutcome(); {
 	case outcome == events.Outcome_OUTCOME_SUCCEEDED && told:
 		return SucceededWebhookFailed

@@ -1,7 +1,7 @@
 // The jobs that this browser submitted, kept over a reload. Storage may be full or forbidden:
 // then they are known until the page is left.
 
-const place = "pixtools.jobs";
+let place = "pixtools.jobs";
 // most is how many jobs are kept; the oldest leave.
 const most = 200;
 
@@ -22,6 +22,12 @@ function write() {
   } catch {
     // It stays in memory.
   }
+}
+
+// of says whose they are: each tenant that this browser was signed in as has its own.
+export function of(tenant) {
+  place = tenant === "default" ? "pixtools.jobs" : `pixtools.jobs.${tenant}`;
+  jobs = read();
 }
 
 // Another tab may have written since.

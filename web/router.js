@@ -1,17 +1,18 @@
 // Which view is shown: the part of the address behind #.
 
 import { h, fill, notice, announce } from "./dom.js";
+import * as session from "./session.js";
 
 // A view is a function (main, parameter) that fills main, and returns its title, and stop,
-// called when another is shown.
+// called when another is shown. Each needs a scope.
 const views = [
-  [/^\/?$/, async () => (await import("./upload.js")).upload, "New"],
-  [/^\/jobs\/([0-9a-f-]{36})$/, async () => (await import("./job.js")).job, ""],
-  [/^\/history(?:\/(all))?$/, async () => (await import("./history.js")).history, "History"],
-  [/^\/operations$/, async () => (await import("./operations.js")).operations, "Operations"],
+  [/^\/?$/, async () => (await import("./upload.js")).upload, "New", "submit"],
+  [/^\/jobs\/([0-9a-f-]{36})$/, async () => (await import("./job.js")).job, "", "read"],
+  [/^\/history(?:\/(all))?$/, async () => (await import("./history.js")).history, "History", "read"],
+  [/^\/operations$/, async () => (await import("./operations.js")).operations, "Operations", "operate"],
 ];
 
-let current, turn = 0;
+let current, turn = 0, asked;
 
 async function show() {
   const address = location.hash.slice(1);
@@ -21,7 +22,7 @@ async function show() {
   delete main.dataset.at; // it says which view is shown, once it is
   current?.stop?.();
   current = undefined;
-  const [, load, entry] = views.find(([pattern]) => pattern.test(address)) ?? [];
+  const [, load, entry, scope] = views.find(([pattern]) => pattern.test(address)) ?? [];
   for (const link of document.querySelectorAll(".bar nav a")) {
     if (link.textContent === entry) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -33,7 +34,12 @@ async function show() {
     return;
   }
   try {
-    const view = await load();
+    if (!asked) {
+      asked = session.begin();
+      asked.catch(() => { asked = undefined; }); // it is asked again
+    }
+    await asked;
+    const view = !session.admitted() ? session.signIn : session.may(scope) ? await load() : (root) => session.lacking(root, scope, notice);
     if (mine !== turn) return; // another was asked for meanwhile
     const root = h("div", { className: "view" });
     fill(main, root);
@@ -54,5 +60,7 @@ async function show() {
 
 export function begin() {
   window.addEventListener("hashchange", show);
+  window.addEventListener("session", show);
+  window.addEventListener("signed-out", session.ended);
   return show();
 }

@@ -63,7 +63,10 @@ function transfer(method, url, body, file, progress, prepare) {
       if (url.startsWith("/")) reached(false);
       reject(unreachable());
     });
-    request.addEventListener("load", () => resolve(request));
+    request.addEventListener("load", () => {
+      if (request.status === 401 && url.startsWith("/")) window.dispatchEvent(new CustomEvent("signed-out"));
+      resolve(request);
+    });
     request.send(body);
   });
 }

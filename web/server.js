@@ -25,11 +25,12 @@ export function reached(yes) {
   window.dispatchEvent(new CustomEvent("reached", { detail: yes }));
 }
 
-// ask sends a request; body, if any, as JSON. It returns the answer's JSON, and its position.
-export async function ask(path, { method = "GET", body, signal } = {}) {
+// ask sends a request; body, if any, as JSON; key, if any, as the API key in place of the session. It returns the answer's JSON, and its position.
+export async function ask(path, { method = "GET", body, signal, key } = {}) {
   let answer;
   try {
-    answer = await fetch(path, { method, signal, cache: "no-store", body: body && JSON.stringify(body), headers: body && { "Content-Type": "application/json" } });
+    answer = await fetch(path, { method, signal, cache: "no-store", body: body && JSON.stringify(body),
+      headers: { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     reached(false);
@@ -37,6 +38,7 @@ export async function ask(path, { method = "GET", body, signal } = {}) {
   }
   reached(true);
   const data = await answer.json().catch(() => null);
+  if (answer.status === 401) window.dispatchEvent(new CustomEvent("signed-out"));
   if (!answer.ok) throw faultOf(answer.status, data, (name) => answer.headers.get(name));
   return { data, position: answer.headers.get("Pixtools-Position") };
 }

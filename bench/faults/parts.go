@@ -69,7 +69,7 @@ const partitions = 6
 func (p *parts) environment(logLevel string) []string {
 	return []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "HOST=127.0.0.1", "LOG_LEVEL=" + logLevel,
-		"KAFKA_BROKERS=" + strings.Join(p.kafka.Brokers(), ","), fmt.Sprintf("KAFKA_PARTITIONS=%d", partitions),
+		"API_AUTH=off", "KAFKA_BROKERS=" + strings.Join(p.kafka.Brokers(), ","), fmt.Sprintf("KAFKA_PARTITIONS=%d", partitions),
 		"DATABASE_URL=" + p.postgres.URL, "REDIS_URL=redis://" + p.redis.Addr + "/0",
 		"AWS_ENDPOINT_URL=" + p.s3.Endpoint, "AWS_ACCESS_KEY_ID=" + p.s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + p.s3.SecretKey,
 		"AWS_S3_BUCKET=" + bucket,

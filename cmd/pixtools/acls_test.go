@@ -39,6 +39,7 @@ func TestDocumentedACLs(t *testing.T) {
 	grant(t, kafka)
 
 	env := realEnv(t)
+	env["WEBHOOK_ALLOW_PRIVATE"] = "127.0.0.2"
 	var api *program
 	for _, role := range allRoles {
 		own := maps.Clone(env)
@@ -51,7 +52,9 @@ func TestDocumentedACLs(t *testing.T) {
 	}
 	api.healthy()
 	image := file("a.png", "image/png", pngOf(t, picture(20, 20)))
-	require.Equal(t, "SUCCEEDED", *api.ended(api.submit(image, field("operations", `["webp","denoise"]`))).Outcome)
+	id := api.submit(image, field("operations", `["webp","denoise"]`), field("webhook_url", newReceiver(t, "127.0.0.2").server.URL))
+	require.Equal(t, "SUCCEEDED", *api.ended(id).Outcome)
+	api.hook(id, "DELIVERED")
 
 	var lag struct {
 		Groups map[string]struct{ Error string }
@@ -113,6 +116,7 @@ func makeTopics(t *testing.T, kafka *testenv.GuardedKafka) {
 	}{
 		events.Topic:           {6, set("cleanup.policy", "delete", "retention.ms", "-1", "retention.bytes", "-1")},
 		events.SagaTopic:       {6, set("cleanup.policy", "compact")},
+		events.WebhooksTopic:   {6, set("cleanup.policy", "compact")},
 		events.DeadLetterTopic: {1, set("cleanup.policy", "delete", "retention.ms", "7776000000")},
 	} {
 		_, err := kadm.NewClient(client).CreateTopic(within(t), how.partitions, 1, how.settings, topic)

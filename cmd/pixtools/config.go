@@ -19,6 +19,7 @@ import (
 	"github.com/pixtools/pixtools/handlers"
 	"github.com/pixtools/pixtools/internal/audit"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/legacy"
@@ -104,6 +105,10 @@ type config struct {
 	Denoise denoiser.Config
 	// The saga
 	Saga handlers.SagaConfig
+	// Webhooks
+	Webhooks handlers.WebhooksConfig
+	// What webhooks are sent with
+	Outside egress.Config
 	// Dead letters
 	DeadLetters projections.DeadLetterConfig
 	// The schema registry

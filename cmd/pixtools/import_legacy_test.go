@@ -144,7 +144,7 @@ func (p *program) eventTypes(id string) (types []string) {
 // links, history, keys; and what it did is neither done nor ended again.
 func TestImportLegacy(t *testing.T) {
 	env := ownKafka(t)
-	p := run(t, env, "--roles=api,convert,saga,projector")
+	p := run(t, env, "--roles=api,convert,saga,projector,webhooks")
 	for _, variable := range p.env { // p.reach is for embedded parts
 		if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "AWS_") {
 			t.Setenv(name, value)

@@ -11,13 +11,10 @@ import (
 	"github.com/pixtools/pixtools/projections"
 )
 
-// webhookGroup follows the log where webhooks are delivered.
-const webhookGroup = "pixtools.webhooks"
-
 // lagReader finds out how far every group that follows the log is behind.
 func (s *services) lagReader(reader *projections.Reader) (*kafka.LagReader, error) {
 	groups := []kafka.Group{
-		{Name: events.SagaGroup}, {Name: webhookGroup, MayBeMissing: true}, {Name: events.JanitorGroup, MayBeMissing: true},
+		{Name: events.SagaGroup}, {Name: events.WebhooksGroup, MayBeMissing: true}, {Name: events.JanitorGroup, MayBeMissing: true},
 		{Name: events.ProjectorGroup, Offsets: reader.Positions}, // it commits with its rows, not to Kafka
 	}
 	for _, name := range operations.Names() {

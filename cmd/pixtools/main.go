@@ -36,7 +36,8 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(), janitorCommand(), tenantsCommand(), configCommand(), openapiCommand())
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
+		webhooksCommand(), janitorCommand(), keysCommand(), tenantsCommand(), configCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

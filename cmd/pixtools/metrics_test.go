@@ -14,7 +14,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/stretchr/testify/require"
@@ -133,7 +132,7 @@ func (e exported) missingIn(expression parser.Expr) (missing []string, selectors
 				break
 			}
 			for _, matcher := range node.LabelMatchers {
-				if matcher.Name != labels.MetricName && !e[node.Name][matcher.Name] {
+				if matcher.Name != model.MetricNameLabel && !e[node.Name][matcher.Name] {
 					missing = append(missing, node.Name+"{"+matcher.Name+"}")
 				}
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -15,8 +16,19 @@ import (
 // remote is a running PixTools that a tool talks to.
 type remote struct{ server string }
 
+// keyVariable is the API key that the tools send.
+const keyVariable = "PIXTOOLS_API_KEY"
+
+// sendWithKey asks, with the key where there is one.
+func sendWithKey(request *http.Request) (*http.Response, error) {
+	if key := os.Getenv(keyVariable); key != "" {
+		request.Header.Set("Authorization", "Bearer "+key)
+	}
+	return http.DefaultClient.Do(request)
+}
+
 func (r *remote) flag(flags *pflag.FlagSet) {
-	flags.StringVar(&r.server, "server", "http://127.0.0.1:8000", "where PixTools is")
+	flags.StringVar(&r.server, "server", "http://127.0.0.1:8000", "where PixTools is; "+keyVariable+" has the API key to send, where it asks for one")
 }
 
 // check says what is wrong with the address.
@@ -47,7 +59,7 @@ func (r *remote) call(ctx context.Context, method, path string, body, into any) 
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := sendWithKey(request)
 	if err != nil {
 		return fmt.Errorf("cannot reach %s (is PixTools running there? --server names another address): %w", r.server, err)
 	}

@@ -33,7 +33,9 @@ import (
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/handlers"
+	"github.com/pixtools/pixtools/internal/apikeys"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
@@ -56,10 +58,11 @@ var needed = map[string][]string{
 	"ml":        {"kafka", "s3"},
 	"saga":      {"kafka"},
 	"projector": {"kafka", "database"},
+	"webhooks":  {"kafka", "database"},
 	"janitor":   {"kafka", "database", "s3"},
 }
 
-var allRoles = []string{"api", "convert", "ml", "saga", "projector", "janitor"}
+var allRoles = []string{"api", "convert", "ml", "saga", "projector", "webhooks", "janitor"}
 
 // now is the janitor's clock. Tests that wait for nothing put it forward.
 var now = time.Now
@@ -128,6 +131,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return err
 		}
 		defer listener.Close()
+		cfg.API.Auth.Mode = authentication(cfg, listener.Addr())
 	}
 	if slices.Contains(roles, "ml") {
 		if err := checkModel(cfg.Denoise); err != nil {
@@ -214,7 +218,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 			return err
 		}
 		for role, start := range map[string]func(context.Context, *errgroup.Group) error{
-			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector, "janitor": s.janitor,
+			"convert": s.convert, "ml": s.ml, "saga": s.saga, "projector": s.projector, "webhooks": s.webhooks, "janitor": s.janitor,
 			"api": func(ctx context.Context, g *errgroup.Group) error { return s.api(ctx, g, listener, entrance) },
 		} {
 			if slices.Contains(roles, role) {
@@ -235,6 +239,19 @@ func listen(cfg config) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot listen on %s: %w; stop what uses the port, or set PORT to another", address, err)
 	}
 	return listener, nil
+}
+
+// authentication says whether API keys are asked for, where API_AUTH does not: not of those on
+// the machine on which everything, or a part of it, runs embedded.
+func authentication(cfg config, address net.Addr) string {
+	tcp, ok := address.(*net.TCPAddr)
+	switch {
+	case cfg.API.Auth.Mode != "":
+		return cfg.API.Auth.Mode
+	case cfg.needs() != (embedded.Needs{}) && ok && tcp.IP.IsLoopback():
+		return api.AuthOff
+	}
+	return api.AuthKeys
 }
 
 // connect makes the clients of all parts, and reaches none of them yet.
@@ -351,16 +368,19 @@ func (s *services) prepareLog(ctx context.Context) error {
 		replication = -1 // the brokers' default
 	}
 	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-	changelog := kafka.Topic{Name: events.SagaTopic, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
-	if s.embedded.Kafka {
-		// That broker compacts by removing the log and writing it anew, which a kill would cut
-		// off, and it cannot tell a compacted log from one that lost records. It would remove
-		// states after a week, too.
-		changelog.Must, changelog.Initially = nil, forever
+	changelog := func(name string) kafka.Topic {
+		if s.embedded.Kafka {
+			// That broker compacts by removing the log and writing it anew, which a kill would cut
+			// off, and it cannot tell a compacted log from one that lost records. It would remove
+			// states after a week, too.
+			return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Initially: forever}
+		}
+		return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
 	}
 	for _, topic := range []kafka.Topic{
 		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: forever},
-		changelog,
+		changelog(events.SagaTopic),
+		changelog(events.WebhooksTopic),
 		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
 			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},
 	} {
@@ -390,6 +410,9 @@ func (s *services) announceSchemas(ctx context.Context) {
 
 func (s *services) prepareDatabase(ctx context.Context) error {
 	if err := secrets.Migrate(ctx, s.db); err != nil {
+		return err
+	}
+	if err := apikeys.Migrate(ctx, s.db); err != nil {
 		return err
 	}
 	return projections.Migrate(ctx, s.db, projections.Schema)
@@ -525,15 +548,44 @@ func (s *services) brokers() []kgo.Opt {
 		kgo.SessionTimeout(s.cfg.Consumer.SessionTimeout), kgo.HeartbeatInterval(s.cfg.Consumer.HeartbeatInterval))
 }
 
-func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
-	id := events.SagaGroup + "." + s.cfg.InstanceID
+// transactionalID is that of a consumer group's member in this process.
+func (s *services) transactionalID(group string) string {
 	if s.embedded.Kafka { // there it must not outlive its process
-		id = events.SagaGroup + "." + uuid.NewString()
+		return group + "." + uuid.NewString()
 	}
-	saga := handlers.NewSaga(s.cfg.Saga, id, s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
+	return group + "." + s.cfg.InstanceID
+}
+
+func (s *services) saga(ctx context.Context, group *errgroup.Group) error {
+	saga := handlers.NewSaga(s.cfg.Saga, s.transactionalID(events.SagaGroup), s.cfg.Partitions, s.cfg.ChangelogPartitions, s.log.With("role", "saga"), s.brokers()...)
 	saga.SessionOpts = []kgo.Opt{kafkaMetrics(events.SagaGroup)}
 	s.roles.runs("saga", joined(saga.Joined, events.SagaGroup))
 	group.Go(func() error { return saga.Run(ctx) })
+	return nil
+}
+
+// webhooks posts outcomes to where their clients want them.
+func (s *services) webhooks(ctx context.Context, group *errgroup.Group) error {
+	outside, err := egress.NewGuard(s.cfg.Outside.AllowPrivate)
+	if err != nil {
+		return err
+	}
+	log := s.log.With("role", "webhooks")
+	keys := secrets.New(s.cfg.Secrets, s.db, s.cfg.Read.QueryTimeout, log)
+	parts := handlers.WebhookParts{Client: egress.NewClient(s.cfg.Outside, outside, nil), MaxAnswerBytes: s.cfg.Outside.MaxAnswerBytes,
+		Keys: keys, Secrets: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh),
+		Body: func(ctx context.Context, job *events.Job, eventID string) ([]byte, error) {
+			return api.OutcomeBody(ctx, s.store, keys, s.cfg.retention(), job, eventID)
+		}}
+	hooks, err := handlers.NewWebhooks(s.cfg.Webhooks, parts, s.transactionalID(events.WebhooksGroup), s.cfg.Partitions, s.cfg.ChangelogPartitions,
+		s.publisher.Append, log, s.brokers()...)
+	if err != nil {
+		return err
+	}
+	hooks.SessionOpts = []kgo.Opt{kafkaMetrics(events.WebhooksGroup)}
+	s.roles.runs("webhooks", joined(hooks.Joined, events.WebhooksGroup))
+	group.Go(func() error { return keys.Watch(ctx) })
+	group.Go(func() error { return hooks.Run(ctx) })
 	return nil
 }
 
@@ -594,6 +646,10 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	}); err != nil {
 		return err
 	}
+	outside, err := egress.NewGuard(s.cfg.Outside.AllowPrivate)
+	if err != nil {
+		return err
+	}
 	heard, keys := progress.NewListener(s.redis), secrets.New(s.cfg.Secrets, s.db, s.cfg.Read.QueryTimeout, s.log.With("role", "api"))
 	readLog := func(ctx context.Context, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 		return kafka.ReadOffsets(ctx, s.cfg.Kafka, s.log, topic, partition, offsets)
@@ -605,8 +661,13 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	if err := prometheus.Register(lagMetrics{lags}); err != nil {
 		return err
 	}
-	handler, err := api.New(s.cfg.API, api.Parts{Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
-		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(), LogID: s.logID, Partitions: int(s.cfg.Partitions),
+	var ring *apikeys.Ring
+	if s.cfg.API.Auth.Mode == api.AuthKeys {
+		ring = apikeys.NewRing(s.cfg.API.Keys, s.db, s.cfg.Read.QueryTimeout, s.log.With("role", "api"))
+	}
+	handler, err := api.New(s.cfg.API, api.Parts{APIKeys: ring, Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
+		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(),
+		Webhooks: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh), Outside: outside, LogID: s.logID, Partitions: int(s.cfg.Partitions),
 		OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
@@ -620,6 +681,10 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	group.Go(func() error { return follower.Run(ctx) })
 	group.Go(func() error { return heard.Run(ctx) })
 	group.Go(func() error { return handler.WatchQueues(ctx) })
+	group.Go(func() error { return handler.WatchAddresses(ctx) })
+	if ring != nil {
+		group.Go(func() error { return handler.RefreshKeys(ctx) })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		lags.Close()
@@ -628,7 +693,20 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	entrance.leadTo(handler)
 	s.roles.runs("api", func() error { return nil })
 	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
+	fmt.Printf("PixTools is at http://%s (%s)\n", shownAddress(listener.Addr().String()), s.access(listener.Addr()))
 	return nil
+}
+
+// access says who may use the API, and warns where that is everybody.
+func (s *services) access(address net.Addr) string {
+	if s.cfg.API.Auth.Mode == api.AuthKeys {
+		return "it asks for API keys: pixtools keys create"
+	}
+	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+		return "it asks for no API keys: whoever is on this machine may use it"
+	}
+	s.log.Warn("API_AUTH is off on an address of the network: whoever reaches it may read, submit and redrive everything; API_AUTH=keys asks for keys", "address", address.String())
+	return "it asks for no API keys: whoever reaches this address may use it"
 }
 
 // hurry tells those that denoise of a submission that asks for something quick.

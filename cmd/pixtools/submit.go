@@ -173,7 +173,7 @@ func (s submission) send(ctx context.Context, file string, stored *string) (acce
 	}
 	request.ContentLength = size
 	request.Header.Set("Content-Type", contentType)
-	response, err := http.DefaultClient.Do(request)
+	response, err := sendWithKey(request)
 	if err != nil {
 		return accepted, "", ctx.Err() == nil, fmt.Errorf("cannot reach %s: %w", s.server, errors.Unwrap(err))
 	}
@@ -345,7 +345,7 @@ func (s submission) read(ctx context.Context, id, query string) (job api.Job, er
 	if err != nil {
 		return job, &finalError{err}
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := sendWithKey(request)
 	if err != nil {
 		return job, err
 	}
@@ -366,6 +366,9 @@ func refusal(response *http.Response) error {
 	var p api.Problem
 	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&p); err != nil || p.Detail == "" {
 		return fmt.Errorf("the server answered %s", response.Status)
+	}
+	if response.StatusCode == http.StatusUnauthorized {
+		p.Detail += " Set " + keyVariable + " to it."
 	}
 	return fmt.Errorf("%s (%s)", p.Detail, response.Status)
 }

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,18 +93,18 @@ func (s *spanSink) of(trace string) (found []receivedSpan) {
 
 // private asks a process' private port.
 func (p *program) private(path string) (status int, body string, err error) {
-	for _, variable := range p.env {
-		if address, found := strings.CutPrefix(variable, "PRIVATE_ADDR="); found {
-			response, err := http.Get("http://" + address + path)
-			if err != nil {
-				return 0, "", err
-			}
-			defer response.Body.Close()
-			body, err := io.ReadAll(response.Body)
-			return response.StatusCode, string(body), err
-		}
+	const variable = "PRIVATE_ADDR="
+	at := slices.IndexFunc(p.env, func(v string) bool { return strings.HasPrefix(v, variable) })
+	if at < 0 {
+		return 0, "", errors.New("it has no private port")
 	}
-	return 0, "", errors.New("it has no private port")
+	response, err := http.Get("http://" + strings.TrimPrefix(p.env[at], variable) + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	raw, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(raw), err
 }
 
 // ready waits until a process takes work.

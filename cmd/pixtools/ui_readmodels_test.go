@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/projections"
 )
 
@@ -36,7 +37,7 @@ func uiLag(b *tab, database string) {
 	b.shows("[data-lag='pixtools.projector'] td:last-child", "none")
 	var lag api.Lag
 	require.Equal(b.t, http.StatusOK, b.p.ask(http.MethodGet, "/api/lag", nil, &lag))
-	require.NotContains(b.t, lag.Groups, webhookGroup, "nobody runs it")
+	require.NotContains(b.t, lag.Groups, events.WebhooksGroup, "nobody runs it")
 	for group, of := range lag.Groups {
 		require.Empty(b.t, of.Error, group)
 		require.Equal(b.t, *of.Records > 0, *of.Seconds > 0, group)

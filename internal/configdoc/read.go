@@ -93,6 +93,9 @@ type source struct {
 // named is the directory and the name of a struct of this repository's, which is not behind a
 // pointer: what is comes from elsewhere.
 func (s source) named(t ast.Expr) (directory, name string) {
+	if beside, ok := t.(*ast.Ident); ok && beside.IsExported() {
+		return filepath.ToSlash(filepath.Dir(s.path)), beside.Name
+	}
 	selected, ok := t.(*ast.SelectorExpr)
 	if !ok {
 		return "", ""

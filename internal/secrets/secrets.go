@@ -160,7 +160,7 @@ func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err 
 // Migrate makes the schema. Many processes may do so at once.
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		for _, statement := range []string{
+		for _, statement := range append([]string{
 			"SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))",
 			"CREATE SCHEMA IF NOT EXISTS pixtools_secrets",
 			`CREATE TABLE IF NOT EXISTS pixtools_secrets.tenant_keys (
@@ -174,7 +174,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 				tenant       text NOT NULL,
 				forgotten_at timestamptz NOT NULL DEFAULT now())`,
 			"CREATE INDEX IF NOT EXISTS tenant_keys_by_tenant ON pixtools_secrets.tenant_keys (tenant, created_at DESC)",
-		} {
+		}, webhookTables...) {
 			if _, err := tx.Exec(ctx, statement); err != nil {
 				return fmt.Errorf("prepare the secrets' schema: %w", err)
 			}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pixtools/pixtools/internal/secrets"
@@ -191,4 +192,78 @@ func TestRestore(t *testing.T) {
 	again, err = secrets.All(t.Context(), pool)
 	require.NoError(t, err)
 	require.Equal(t, keys, again)
+}
+
+// Secrets sign from when they are made until they are revoked, and one is made for a tenant
+// that has none.
+func TestWebhookSecrets(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	pool, err := pgxpool.New(ctx, testenv.Postgres(t))
+	require.NoError(t, err)
+	defer pool.Close()
+	require.NoError(t, secrets.Migrate(ctx, pool))
+
+	// However many processes need one first, it is one.
+	found := make(chan [][]byte, 8)
+	for range cap(found) {
+		go func() {
+			keys, err := secrets.NewWebhooks(pool, time.Minute, time.Hour).Signing(ctx, "a")
+			assert.NoError(t, err)
+			found <- keys
+		}()
+	}
+	first := <-found
+	require.Len(t, first, 1)
+	require.Len(t, first[0], 32)
+	for range cap(found) - 1 {
+		require.Equal(t, first, <-found)
+	}
+
+	hooks, stale := secrets.NewWebhooks(pool, time.Minute, 0), secrets.NewWebhooks(pool, time.Minute, time.Hour)
+	_, err = stale.Signing(ctx, "a")
+	require.NoError(t, err)
+	var last secrets.WebhookSecret
+	for range secrets.MaxWebhookSecrets - 1 {
+		last, err = hooks.CreateSecret(ctx, "a")
+		require.NoError(t, err)
+	}
+	_, err = hooks.CreateSecret(ctx, "a")
+	require.ErrorIs(t, err, secrets.ErrTooManySecrets)
+	keys, err := hooks.Signing(ctx, "a")
+	require.NoError(t, err)
+	require.Len(t, keys, secrets.MaxWebhookSecrets)
+	require.Equal(t, last.Key, keys[0], "the newest first")
+	keys, err = stale.Signing(ctx, "a")
+	require.NoError(t, err)
+	require.Len(t, keys, 1, "read a moment ago")
+
+	all, err := hooks.Secrets(ctx, "a")
+	require.NoError(t, err)
+	require.Equal(t, first[0], all[0].Key)
+	require.ErrorIs(t, hooks.RevokeSecret(ctx, "b", all[0].ID), secrets.ErrNoSecret, "another tenant's")
+	require.NoError(t, hooks.RevokeSecret(ctx, "a", all[0].ID))
+	require.ErrorIs(t, hooks.RevokeSecret(ctx, "a", all[0].ID), secrets.ErrNoSecret)
+	keys, err = hooks.Signing(ctx, "a")
+	require.NoError(t, err)
+	require.NotContains(t, keys, first[0])
+	other, err := hooks.Signing(ctx, "b")
+	require.NoError(t, err)
+	require.NotContains(t, keys, other[0])
+
+	require.NoError(t, hooks.SetAddress(ctx, "a", "https://example.org/1"))
+	require.NoError(t, hooks.SetAddress(ctx, "a", "https://example.org/2"))
+	require.Empty(t, hooks.Address("a"))
+	require.NoError(t, hooks.ReadAddresses(ctx))
+	require.Equal(t, "https://example.org/2", hooks.Address("a"))
+	require.NoError(t, hooks.SetAddress(ctx, "a", ""))
+	require.NoError(t, hooks.ReadAddresses(ctx))
+	require.Empty(t, hooks.Address("a"))
+
+	pool.Close()
+	keys, err = hooks.Signing(ctx, "a")
+	require.NoError(t, err, "what was read signs on without the database")
+	require.Len(t, keys, secrets.MaxWebhookSecrets-1)
+	_, err = hooks.Signing(ctx, "c")
+	require.Error(t, err)
 }

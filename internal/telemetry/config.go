@@ -41,7 +41,7 @@ type Config struct {
 	// TracesProtocol is that for traces alone.
 	// Beyond it: the program ends.
 	TracesProtocol string `env:"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" range:"http/protobuf"`
-	// TracesExporter is none for no traces.
+	// TracesExporter is by what traces are sent; `none` is for no traces.
 	// Beyond it: the program ends.
 	TracesExporter string `env:"OTEL_TRACES_EXPORTER" envDefault:"otlp" range:"otlp, none"`
 	// Disabled is for no traces.

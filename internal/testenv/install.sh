@@ -10,7 +10,7 @@
 # needs root only where a Debian package is missing, and then says which.
 set -eu
 
-SERVICES="kafka kafkatools postgres redis minio python boto3 java chromium"
+SERVICES="kafka kafkatools postgres redis minio python boto3 schemathesis java chromium"
 cd "$(dirname "$0")/../.."
 BUILD="$PWD/build/testenv"
 
@@ -138,6 +138,20 @@ install_boto3() {
 	# shellcheck disable=SC2086 # a list of words
 	"$BUILD/boto3/bin/pip" install -q --disable-pip-version-check $BOTO3 >&2
 	printf '%s\n' "$BOTO3" >"$stamp"
+}
+
+# ---- schemathesis: sends what the OpenAPI document allows, and what it does not.
+SCHEMATHESIS=4.32.5
+install_schemathesis() {
+	stamp="$BUILD/schemathesis/.stamp"
+	if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$SCHEMATHESIS" ]; then
+		return 0
+	fi
+	python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3 python3-venv
+	rm -rf "$BUILD/schemathesis"
+	python3 -m venv "$BUILD/schemathesis"
+	"$BUILD/schemathesis/bin/pip" install -q --disable-pip-version-check "schemathesis==$SCHEMATHESIS" >&2
+	printf '%s\n' "$SCHEMATHESIS" >"$stamp"
 }
 
 # ---- java: the example consumer, built as its users build it. The stamp carries the hash

@@ -297,6 +297,16 @@ func Boto3(t testing.TB) string {
 	return filepath.Join(build, "boto3", "bin", "python")
 }
 
+// Schemathesis gives the program that tries what an OpenAPI document says.
+func Schemathesis(t testing.TB) string {
+	t.Helper()
+	build, err := install("schemathesis")
+	if err != nil {
+		t.Fatalf("schemathesis: %v", err)
+	}
+	return filepath.Join(build, "schemathesis", "bin", "schemathesis")
+}
+
 // JavaConsumer gives the jar of the example consumer, built of what is in the checkout.
 func JavaConsumer(t testing.TB) string {
 	t.Helper()
