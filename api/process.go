@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/go-fuego/fuego"
@@ -134,15 +135,15 @@ func (s *Server) submit(ctx context.Context, u *upload, command commands.Submit)
 //     been there for as long; else nobody can tell. An older key would be taken for a new one:
 //     its job stays what it is.
 func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Submit) (submitted, error) {
-	known, err := s.Reader.Job(ctx, command.Tenant, command.JobID)
+	known, err := s.Reader.JobUnderKey(ctx, command.Tenant, command.JobID)
 	switch {
 	case err == nil:
 		_, err = command.Decide(known)
-		return submitted{jobID: command.JobID}, err
+		return submitted{jobID: known.GetId()}, err
 	case !errors.Is(err, projections.ErrNotFound) && !errors.Is(err, projections.ErrUnavailable):
 		return submitted{}, err
 	}
-	claim, age := s.claim(ctx, command)
+	claim, jobID, age := s.claim(ctx, command)
 	sure := age >= s.cfg.IdempotencySettle
 	switch {
 	case errors.Is(err, projections.ErrUnavailable) && claim != claimedAndWritten && age < s.cfg.IdempotencyTTL:
@@ -153,7 +154,7 @@ func (s *Server) submitKeyed(ctx context.Context, u *upload, command commands.Su
 	case sure && claim == claimedByOther:
 		return submitted{}, commands.KeyConflict()
 	case claim == claimedAndWritten:
-		return submitted{jobID: command.JobID}, nil
+		return submitted{jobID: jobID}, nil
 	}
 	token, err := s.write(ctx, u, command)
 	if err == nil && !sure {
@@ -184,7 +185,7 @@ func (s *Server) compareWithWinner(ctx context.Context, command commands.Submit,
 	if err := s.Reader.Wait(ctx, position.Partition, position.Offset); err != nil {
 		return unavailable("The read model is behind: this idempotency key cannot be checked.", err)
 	}
-	winner, err := s.Reader.Job(ctx, command.Tenant, command.JobID)
+	winner, err := s.Reader.Job(ctx, command.Tenant, command.JobID) // our own is there: it comes before others under the key
 	if err != nil {
 		return unavailable("The read model does not answer: this idempotency key cannot be checked.", err)
 	}
@@ -242,54 +243,68 @@ const (
 )
 
 const (
+	// writtenMark follows the fingerprint. What follows it is the job's id, where that is not
+	// the key's own.
 	writtenMark = ":written"
 	// bornKey holds since when Redis remembers: it is gone whenever the rest is.
 	bornKey = "pixtools:idempotency-since"
 )
 
-func claimKey(command commands.Submit) string { return "pixtools:idempotency:" + command.JobID }
+func claimKey(id string) string { return "pixtools:idempotency:" + id }
 
-// claim leaves our fingerprint under the key, or tells whose is there, and for how long
+// ClaimKey leaves under an idempotency key that it leads to a job in the log that came from
+// another service. id is that of jobs under the key; without a fingerprint, any request is
+// taken for a repeat. What is there already stays.
+func ClaimKey(ctx context.Context, to redis.Cmdable, id, jobID string, fingerprint []byte, ttl time.Duration) error {
+	return to.SetNX(ctx, claimKey(id), hex.EncodeToString(fingerprint)+writtenMark+jobID, ttl).Err()
+}
+
+// claim leaves our fingerprint under the key, or tells whose is there, of which job, and for how long
 // Redis has remembered keys. After IdempotencySettle it is to be relied on beside the read
 // model: what was written before it came up is known to that by then, and no request of that
 // time is under way any more.
-func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int, age time.Duration) {
+func (s *Server) claim(ctx context.Context, command commands.Submit) (claim int, jobID string, age time.Duration) {
 	mine := hex.EncodeToString(command.Fingerprint)
 	var born, there *redis.StringCmd
 	var first *redis.BoolCmd
 	_, err := s.Redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		p.SetNX(ctx, bornKey, time.Now().UnixMilli(), 0)
 		born = p.Get(ctx, bornKey)
-		first = p.SetNX(ctx, claimKey(command), mine, s.cfg.IdempotencyTTL)
-		there = p.Get(ctx, claimKey(command))
+		first = p.SetNX(ctx, claimKey(command.JobID), mine, s.cfg.IdempotencyTTL)
+		there = p.Get(ctx, claimKey(command.JobID))
 		return nil
 	})
 	since, errSince := born.Int64()
 	if err != nil || errSince != nil {
-		return claimUnknown, 0
+		return claimUnknown, "", 0
 	}
 	age = time.Since(time.UnixMilli(since))
-	switch {
-	case first.Val():
-		return claimedNow, age
-	case there.Val() == mine:
-		return claimedBySame, age
-	case there.Val() == mine+writtenMark:
-		return claimedAndWritten, age
+	if first.Val() {
+		return claimedNow, command.JobID, age
 	}
-	return claimedByOther, age
+	theirs, id, written := strings.Cut(there.Val(), writtenMark)
+	if jobID = id; jobID == "" {
+		jobID = command.JobID
+	}
+	switch {
+	case written && (theirs == mine || theirs == "" && id != ""): // of some that came from elsewhere nobody knows what was asked
+		return claimedAndWritten, jobID, age
+	case theirs == mine:
+		return claimedBySame, jobID, age
+	}
+	return claimedByOther, jobID, age
 }
 
 // confirm marks the key's job as written. Redis only saves work, so a failure is
 // no reason to fail the request.
 func (s *Server) confirm(ctx context.Context, command commands.Submit) {
-	if err := s.Redis.Set(ctx, claimKey(command), hex.EncodeToString(command.Fingerprint)+writtenMark, s.cfg.IdempotencyTTL).Err(); err != nil {
+	if err := s.Redis.Set(ctx, claimKey(command.JobID), hex.EncodeToString(command.Fingerprint)+writtenMark, s.cfg.IdempotencyTTL).Err(); err != nil {
 		s.Log.WarnContext(ctx, "cannot mark an idempotency key as written", "error", err)
 	}
 }
 
 func (s *Server) release(ctx context.Context, command commands.Submit) {
-	if err := s.Redis.Del(context.WithoutCancel(ctx), claimKey(command)).Err(); err != nil {
+	if err := s.Redis.Del(context.WithoutCancel(ctx), claimKey(command.JobID)).Err(); err != nil {
 		s.Log.WarnContext(ctx, "cannot release an idempotency key: it is held by this fingerprint until it expires",
 			"ttl", s.cfg.IdempotencyTTL.String(), "error", err)
 	}

@@ -72,7 +72,7 @@ func (c Retry) Decide(state *events.Job) ([]events.Event, error) {
 // requestOf is the job's JobRequested, once more.
 func requestOf(state *events.Job) *events.JobRequested {
 	m := &events.JobRequested{Tenant: state.GetTenant(), Source: state.GetSource(), FileName: state.GetFileName(),
-		WebhookUrl: state.GetWebhookUrl(), IdempotencyFingerprint: state.GetIdempotencyFingerprint()}
+		WebhookUrl: state.GetWebhookUrl(), IdempotencyFingerprint: state.GetIdempotencyFingerprint(), IdempotencyJobId: state.GetIdempotencyJobId()}
 	for _, op := range state.GetOperations() {
 		m.Operations = append(m.Operations, &events.Operation{Name: op.GetName(), Parameters: op.GetParameters()})
 	}

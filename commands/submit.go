@@ -63,7 +63,8 @@ func KeyConflict() *Conflict {
 // request; Invalid or *Conflict if it cannot be.
 func (c Submit) Decide(state *events.Job) ([]events.Event, error) {
 	if state != nil {
-		if !bytes.Equal(state.GetIdempotencyFingerprint(), c.Fingerprint) {
+		known := state.GetIdempotencyFingerprint() // of some jobs that came from elsewhere it is not
+		if len(known) > 0 && !bytes.Equal(known, c.Fingerprint) {
 			return nil, KeyConflict()
 		}
 		return nil, nil

@@ -32,7 +32,7 @@ func examples(t testing.TB) []proto.Message {
 		&JobRequested{Tenant: "default", Operations: []*Operation{{Name: "webp", Parameters: params}, {Name: "avif"}},
 			Source:   &Source{Key: "raw/" + testJob + "/aa", Sha256: "aa", Bytes: 10, Width: 4, Height: 3, Format: "png"},
 			FileName: &Sealed{KeyId: "k1", Ciphertext: []byte{1, 2, 3}}, WebhookUrl: &Sealed{KeyId: "k1", Ciphertext: []byte{4, 5}},
-			IdempotencyFingerprint: []byte{9, 8, 7}},
+			IdempotencyFingerprint: []byte{9, 8, 7}, IdempotencyJobId: "0f1e2d3c-0000-5000-8000-000000000001"},
 		&OperationStarted{Revision: 1, Operation: "webp", Attempt: 1, Worker: "host/1"},
 		&OperationCompleted{Revision: 1, Operation: "webp", Attempt: 1, Artifact: artifact,
 			Duration: durationpb.New(20 * time.Millisecond), CpuTime: durationpb.New(12 * time.Millisecond), Engine: "libvips 8.18.7", ModelSha256: "cc"},
@@ -94,7 +94,7 @@ func readExample(t *testing.T, file string) *kgo.Record {
 
 // version of an event's example: raised when the message gets a field, so that the new
 // file lies beside the old.
-var version = map[string]int{"OperationRetryRequested": 2, "ArtifactReplaced": 2, "ArtifactsExpired": 2, "WebhookScheduled": 2}
+var version = map[string]int{"JobRequested": 2, "OperationRetryRequested": 2, "ArtifactReplaced": 2, "ArtifactsExpired": 2, "WebhookScheduled": 2}
 
 // Every event that this version writes has an example in the corpus, and this
 // version still writes it so. A changed message gets a new file beside the old.

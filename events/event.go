@@ -30,6 +30,10 @@ const (
 	OperationGroup = "pixtools.op."
 )
 
+// ImportSource is the Source of events about what was done elsewhere, before it was brought
+// here.
+const ImportSource = "pixtools/import-legacy"
+
 // Event is a fact with its envelope.
 type Event struct {
 	// ID is derived: the same fact told twice has the same id.
@@ -64,6 +68,11 @@ func Because(cause Event, at time.Time, source string, m proto.Message) Event {
 	e.CausationID, e.TraceParent = cause.ID, cause.TraceParent
 	return e
 }
+
+// Imported says that the event tells of what was done elsewhere. Whoever answers events, with
+// work, ends or messages, leaves it alone: what answers it is told beside it, or was done
+// long ago.
+func (e Event) Imported() bool { return e.Source == ImportSource }
 
 // Name is the message's name without its package.
 func (e Event) Name() string { return string(e.Message.ProtoReflect().Descriptor().Name()) }

@@ -166,10 +166,15 @@ type JobRequested struct {
 	// Where to post the outcome; absent if the client named none.
 	WebhookUrl *Sealed `protobuf:"bytes,5,opt,name=webhook_url,json=webhookUrl,proto3" json:"webhook_url,omitempty"`
 	// SHA-256 over source digest, operations with parameters, and webhook: tells a
-	// repeat of a request from another request under the same idempotency key.
+	// repeat of a request from another request under the same idempotency key. Empty:
+	// nobody knows what was asked, and any request under the key is taken for a repeat.
 	IdempotencyFingerprint []byte `protobuf:"bytes,6,opt,name=idempotency_fingerprint,json=idempotencyFingerprint,proto3" json:"idempotency_fingerprint,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// The id that a job requested under this job's idempotency key gets, where that is not
+	// its own id: a job that came from another service keeps the id that it had there. A
+	// request under the key is answered with this job.
+	IdempotencyJobId string `protobuf:"bytes,7,opt,name=idempotency_job_id,json=idempotencyJobId,proto3" json:"idempotency_job_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *JobRequested) Reset() {
@@ -242,6 +247,13 @@ func (x *JobRequested) GetIdempotencyFingerprint() []byte {
 		return x.IdempotencyFingerprint
 	}
 	return nil
+}
+
+func (x *JobRequested) GetIdempotencyJobId() string {
+	if x != nil {
+		return x.IdempotencyJobId
+	}
+	return ""
 }
 
 // OperationStarted: a worker began an attempt. It counts as an attempt whether
@@ -1623,7 +1635,7 @@ var File_pixtools_events_v1_events_proto protoreflect.FileDescriptor
 
 const file_pixtools_events_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x1fpixtools/events/v1/events.proto\x12\x12pixtools.events.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x02\n" +
+	"\x1fpixtools/events/v1/events.proto\x12\x12pixtools.events.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x02\n" +
 	"\fJobRequested\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12=\n" +
 	"\n" +
@@ -1633,7 +1645,8 @@ const file_pixtools_events_v1_events_proto_rawDesc = "" +
 	"\tfile_name\x18\x04 \x01(\v2\x1a.pixtools.events.v1.SealedR\bfileName\x12;\n" +
 	"\vwebhook_url\x18\x05 \x01(\v2\x1a.pixtools.events.v1.SealedR\n" +
 	"webhookUrl\x127\n" +
-	"\x17idempotency_fingerprint\x18\x06 \x01(\fR\x16idempotencyFingerprint\"~\n" +
+	"\x17idempotency_fingerprint\x18\x06 \x01(\fR\x16idempotencyFingerprint\x12,\n" +
+	"\x12idempotency_job_id\x18\a \x01(\tR\x10idempotencyJobId\"~\n" +
 	"\x10OperationStarted\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x05R\brevision\x12\x1c\n" +
 	"\toperation\x18\x02 \x01(\tR\toperation\x12\x18\n" +

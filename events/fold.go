@@ -73,7 +73,7 @@ func copyOf(s *Job) *Job {
 		Id: s.Id, Tenant: s.Tenant, Phase: s.Phase, Revision: s.Revision, Outcome: s.Outcome, Source: s.Source,
 		FileName: s.FileName, WebhookUrl: s.WebhookUrl, IdempotencyFingerprint: s.IdempotencyFingerprint,
 		RequestedAt: s.RequestedAt, OpenedAt: s.OpenedAt, UpdatedAt: s.UpdatedAt, FinalizedAt: s.FinalizedAt, Totals: s.Totals,
-		SourceExpired: s.SourceExpired, CancelReason: s.CancelReason, CorrelationId: s.CorrelationId,
+		SourceExpired: s.SourceExpired, CancelReason: s.CancelReason, CorrelationId: s.CorrelationId, IdempotencyJobId: s.IdempotencyJobId,
 	}
 	next.ProtoReflect().SetUnknown(s.ProtoReflect().GetUnknown())
 	if w := s.Webhook; w != nil {
@@ -101,13 +101,15 @@ func foldRequested(s *Job, e Event, m *JobRequested) *Job {
 	next := &Job{
 		Id: e.JobID, Tenant: m.GetTenant(), Phase: Phase_PHASE_OPEN, Revision: 1,
 		Source: m.GetSource(), FileName: m.GetFileName(), WebhookUrl: m.GetWebhookUrl(),
-		IdempotencyFingerprint: m.GetIdempotencyFingerprint(),
-		RequestedAt:            timestamppb.New(e.Time), OpenedAt: timestamppb.New(e.Time), CorrelationId: e.CorrelationID,
+		IdempotencyFingerprint: m.GetIdempotencyFingerprint(), IdempotencyJobId: m.GetIdempotencyJobId(),
+		RequestedAt: timestamppb.New(e.Time), OpenedAt: timestamppb.New(e.Time), CorrelationId: e.CorrelationID,
+	}
+	phase := OperationPhase_OPERATION_PHASE_PENDING
+	if e.Imported() {
+		phase = OperationPhase_OPERATION_PHASE_RUNNING // begun elsewhere: it waits for nobody here
 	}
 	for _, op := range m.GetOperations() {
-		next.Operations = append(next.Operations, &OperationState{
-			Name: op.GetName(), Parameters: op.GetParameters(), Phase: OperationPhase_OPERATION_PHASE_PENDING,
-		})
+		next.Operations = append(next.Operations, &OperationState{Name: op.GetName(), Parameters: op.GetParameters(), Phase: phase})
 	}
 	return proto.Clone(next).(*Job) // shares nothing with the event
 }
@@ -404,8 +406,8 @@ func expires(m *ArtifactsExpired, op *OperationState) bool {
 func foldDeleted(s *Job) *Job {
 	return &Job{
 		Id: s.GetId(), Tenant: s.GetTenant(), Phase: Phase_PHASE_DELETED, Revision: s.GetRevision(),
-		IdempotencyFingerprint: append([]byte(nil), s.GetIdempotencyFingerprint()...),
-		RequestedAt:            timestamppb.New(s.GetRequestedAt().AsTime()),
+		IdempotencyFingerprint: append([]byte(nil), s.GetIdempotencyFingerprint()...), IdempotencyJobId: s.GetIdempotencyJobId(),
+		RequestedAt: timestamppb.New(s.GetRequestedAt().AsTime()),
 	}
 }
 

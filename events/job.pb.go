@@ -190,9 +190,11 @@ type Job struct {
 	// The request's correlation id.
 	CorrelationId string `protobuf:"bytes,18,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
 	// When this revision began: the time of its request.
-	OpenedAt      *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=opened_at,json=openedAt,proto3" json:"opened_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	OpenedAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=opened_at,json=openedAt,proto3" json:"opened_at,omitempty"`
+	// The id of jobs under its idempotency key, where that is not its own.
+	IdempotencyJobId string `protobuf:"bytes,20,opt,name=idempotency_job_id,json=idempotencyJobId,proto3" json:"idempotency_job_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
@@ -356,6 +358,13 @@ func (x *Job) GetOpenedAt() *timestamppb.Timestamp {
 		return x.OpenedAt
 	}
 	return nil
+}
+
+func (x *Job) GetIdempotencyJobId() string {
+	if x != nil {
+		return x.IdempotencyJobId
+	}
+	return ""
 }
 
 // OperationState is one operation of a job.
@@ -691,7 +700,7 @@ var File_pixtools_state_v1_job_proto protoreflect.FileDescriptor
 
 const file_pixtools_state_v1_job_proto_rawDesc = "" +
 	"\n" +
-	"\x1bpixtools/state/v1/job.proto\x12\x11pixtools.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fpixtools/events/v1/events.proto\"\xa5\a\n" +
+	"\x1bpixtools/state/v1/job.proto\x12\x11pixtools.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fpixtools/events/v1/events.proto\"\xd3\a\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12.\n" +
@@ -716,7 +725,8 @@ const file_pixtools_state_v1_job_proto_rawDesc = "" +
 	"\x0esource_expired\x18\x10 \x01(\bR\rsourceExpired\x12#\n" +
 	"\rcancel_reason\x18\x11 \x01(\tR\fcancelReason\x12%\n" +
 	"\x0ecorrelation_id\x18\x12 \x01(\tR\rcorrelationId\x127\n" +
-	"\topened_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\"\xc5\x05\n" +
+	"\topened_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\x12,\n" +
+	"\x12idempotency_job_id\x18\x14 \x01(\tR\x10idempotencyJobId\"\xc5\x05\n" +
 	"\x0eOperationState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
 	"\n" +

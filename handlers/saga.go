@@ -498,6 +498,9 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 	if _, ok := e.Message.(*events.OperationStarted); ok {
 		return // says nothing of a job's end: not worth a state to keep
 	}
+	if e.Imported() {
+		return // the end is told beside it; a retry later on tells the whole job
+	}
 	if fault := guard(s.log, e.JobID, func() error { return s.end(c, e, r) }); fault != nil {
 		guard(s.log, e.JobID, func() error { return c.refuse(r, events.CodePanic, fault.message, fault.stack) })
 	}

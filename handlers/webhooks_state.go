@@ -61,6 +61,9 @@ func takeIn(p *events.PendingWebhook, e events.Event) *events.PendingWebhook {
 
 // begins says whether an event may be of a job that is to be kept from here on.
 func begins(e events.Event) bool {
+	if e.Imported() {
+		return false // the service that did the job has posted its outcome, or has tried to
+	}
 	request, _ := e.Message.(*events.JobRequested)
 	if m, ok := e.Message.(interface{ GetRequest() *events.JobRequested }); ok {
 		request = m.GetRequest()

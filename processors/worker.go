@@ -201,7 +201,7 @@ func (w *Worker) CatchUp(_ context.Context, _ string, _ int32, records iter.Seq2
 func (w *Worker) wanted(e events.Event) bool {
 	switch m := e.Message.(type) {
 	case *events.JobRequested:
-		return slices.ContainsFunc(m.GetOperations(), func(op *events.Operation) bool { return op.GetName() == w.operation.Name })
+		return !e.Imported() && slices.ContainsFunc(m.GetOperations(), func(op *events.Operation) bool { return op.GetName() == w.operation.Name })
 	case *events.OperationRetryRequested:
 		return slices.Contains(m.GetOperations(), w.operation.Name)
 	}

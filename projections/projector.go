@@ -429,6 +429,7 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 	var created, updated, opened []time.Time
 	var sources, results []*time.Time
 	var pending, running, operations, changes []string
+	var keys []*string
 	var standings []int16
 	var states, histories [][]byte
 	for id, r := range changed {
@@ -450,22 +451,32 @@ func write(ctx context.Context, tx pgx.Tx, changed map[string]row) error {
 		sources, results = append(sources, source), append(results, result)
 		operations, standings = append(operations, r.operations), append(standings, int16(StandingOf(job)))
 		changes = append(changes, joined(r.changes))
+		keys = append(keys, keyID(job))
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO jobs (job_id, tenant, phase, outcome, revision, created_at, updated_at, state, events, pending, running, opened_at,
-			operations, standing, changes, source_since, results_since)
+			operations, standing, changes, source_since, results_since, key_id)
 		SELECT job_id, tenant, phase, outcome, revision, created, updated, state, events, string_to_array(pending, ','), string_to_array(running, ','), opened,
-			operations, standing, string_to_array(changes, ',')::bigint[], source, results
+			operations, standing, string_to_array(changes, ',')::bigint[], source, results, key_id
 		FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::smallint[], $5::int[], $6::timestamptz[], $7::timestamptz[], $8::bytea[], $9::bytea[],
-				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[], $16::timestamptz[], $17::timestamptz[])
-			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes, source, results)
+				$10::text[], $11::text[], $12::timestamptz[], $13::text[], $14::smallint[], $15::text[], $16::timestamptz[], $17::timestamptz[], $18::uuid[])
+			AS new (job_id, tenant, phase, outcome, revision, created, updated, state, events, pending, running, opened, operations, standing, changes, source, results, key_id)
 		ON CONFLICT (job_id) DO UPDATE SET tenant = excluded.tenant, created_at = excluded.created_at, phase = excluded.phase, outcome = excluded.outcome, revision = excluded.revision,
 			updated_at = excluded.updated_at, state = excluded.state, events = excluded.events,
 			pending = excluded.pending, running = excluded.running, opened_at = excluded.opened_at,
 			operations = excluded.operations, standing = excluded.standing, changes = excluded.changes,
-			source_since = excluded.source_since, results_since = excluded.results_since`,
-		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened, operations, standings, changes, sources, results)
+			source_since = excluded.source_since, results_since = excluded.results_since, key_id = excluded.key_id`,
+		ids, tenants, phases, outcomes, revisions, created, updated, states, histories, pending, running, opened, operations, standings, changes, sources, results, keys)
 	if err != nil {
 		return fmt.Errorf("write the states of %d jobs: %w", len(ids), err)
+	}
+	return nil
+}
+
+// keyID is what the column key_id has of a job. What is no UUID, which we do not write, leads
+// nowhere.
+func keyID(job *events.Job) *string {
+	if id := job.GetIdempotencyJobId(); events.IsJobID(id) {
+		return &id
 	}
 	return nil
 }

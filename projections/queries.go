@@ -101,6 +101,18 @@ func (r *Reader) JobOfAnyTenant(ctx context.Context, id string) (*events.Job, er
 	return decode(id, raw)
 }
 
+// JobUnderKey is the job that answers for the idempotency key whose jobs have this id: the
+// job of that id, or else one that came from another service and kept the id that it had
+// there, of several the oldest.
+func (r *Reader) JobUnderKey(ctx context.Context, tenant, id string) (*events.Job, error) {
+	var raw []byte
+	if err := r.row(ctx, `SELECT state FROM jobs WHERE (job_id = $1 OR key_id = $1) AND tenant = $2
+		ORDER BY job_id <> $1, created_at, job_id LIMIT 1`, []any{id, tenant}, &raw); err != nil {
+		return nil, err
+	}
+	return decode(id, raw)
+}
+
 // JobAndPlace is a job, and the offset of the last event in it.
 func (r *Reader) JobAndPlace(ctx context.Context, tenant, id string) (*events.Job, int64, error) {
 	var raw, places []byte

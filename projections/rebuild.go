@@ -524,7 +524,7 @@ func (w *worker) writeAgain(ctx context.Context, rows map[string]row) error {
 }
 
 var jobColumns = []string{"job_id", "tenant", "phase", "outcome", "revision", "created_at", "updated_at", "state", "events", "pending", "running", "opened_at",
-	"operations", "standing", "changes", "source_since", "results_since"}
+	"operations", "standing", "changes", "source_since", "results_since", "key_id"}
 
 func copied(id [16]byte, r row) ([]any, error) {
 	job := r.job
@@ -536,5 +536,5 @@ func copied(id [16]byte, r row) ([]any, error) {
 	source, results := keptSince(job)
 	return []any{id, job.GetTenant(), int16(job.GetPhase()), int16(job.GetOutcome()), job.GetRevision(),
 		job.GetRequestedAt().AsTime(), job.GetUpdatedAt().AsTime(), raw, r.history.raw, pending, running, job.Opened(),
-		r.operations, int16(StandingOf(job)), r.changes, source, results}, nil
+		r.operations, int16(StandingOf(job)), r.changes, source, results, keyID(job)}, nil
 }

@@ -91,6 +91,9 @@ func (w *world) randomly(steps, from, to int, random *rand.Rand) {
 		id, revision, op := events.JobID("test", fmt.Sprint(from+random.IntN(to-from))), int32(1+random.IntN(2)), []string{"webp", "avif"}[random.IntN(2)]
 		request := &events.JobRequested{Tenant: "test", Operations: []*events.Operation{{Name: "webp"}, {Name: "avif"}}, Source: &events.Source{Sha256: "aa"},
 			WebhookUrl: &events.Sealed{KeyId: "k"}}
+		if random.IntN(3) == 0 {
+			request.IdempotencyJobId = events.JobID("key", id)
+		}
 		switch random.IntN(24) {
 		case 0, 1, 2:
 			w.tell(id, at, request)

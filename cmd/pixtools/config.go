@@ -22,6 +22,7 @@ import (
 	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/legacy"
 	"github.com/pixtools/pixtools/internal/registry"
 	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/internal/telemetry"
@@ -126,6 +127,8 @@ type config struct {
 	Janitor handlers.JanitorConfig
 	// Tenants' keys
 	Secrets secrets.Config
+	// Importing from the Python service
+	Legacy legacy.Config
 }
 
 // loadConfig reads the environment and reports every fault in it at once.

@@ -219,7 +219,7 @@ func (c *copying) load(ctx context.Context) error {
 
 // prepare makes what the services would make.
 func (c *copying) prepare(ctx context.Context) error {
-	s := &services{cfg: c.parts.cfg, log: c.parts.log, store: c.store, db: c.db, embedded: c.parts.cfg.needs()}
+	s := &services{cfg: c.parts.cfg, log: c.parts.log, store: c.store, db: c.db, embedded: c.parts.missing}
 	var err error
 	if s.kafka, err = kafka.NewProducerClient(s.cfg.Kafka, s.log); err != nil {
 		return err

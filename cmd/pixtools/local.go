@@ -25,6 +25,8 @@ type parts struct {
 	// scratch is a directory to use where there is no embedded log.
 	scratch string
 
+	// missing are those that nobody configured.
+	missing embedded.Needs
 	cfg     config
 	log     *slog.Logger
 	brokers *eventlog.Brokers
@@ -55,6 +57,7 @@ func (p *parts) reach(ctx context.Context, needs embedded.Needs) (holder string,
 	}
 	p.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: p.cfg.level}))
 	missing := p.cfg.needs()
+	p.missing = missing
 	if p.scratch != "" && missing.Kafka && !embedded.Exists(p.cfg.Embedded) {
 		p.cfg.Embedded.DataDir = p.scratch
 	}

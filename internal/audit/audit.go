@@ -442,7 +442,7 @@ func (l *ledger) tell(s *story, r *kgo.Record, e events.Event) error {
 	}
 	if _, retold := e.Message.(*events.OperationRetryRequested); !retold {
 		for _, o := range e.Objects() {
-			if err := l.objects.check(object{Object: o, JobID: e.JobID, Told: e.Time, Place: *l.place(r)}); err != nil {
+			if err := l.objects.check(object{Object: o, JobID: e.JobID, Told: e.Time, Imported: e.Imported(), Place: *l.place(r)}); err != nil {
 				return err
 			}
 		}

@@ -22,6 +22,8 @@ type object struct {
 	events.Object
 	JobID string
 	Told  time.Time
+	// Imported: an event about what was done elsewhere names it.
+	Imported bool
 	Place
 	// why says what is wrong with it.
 	why string
@@ -147,9 +149,12 @@ func (c *checker) read(ctx context.Context, o object) error {
 	var want [sha256.Size]byte
 	size := int64(0)
 	n, err := hex.Decode(want[:], []byte(o.SHA256))
-	if err != nil || n != len(want) {
+	switch {
+	case o.SHA256 == "" && o.Imported:
+		err = blob.ErrNotFound // it was gone when its job was brought in, which the log must tell, too
+	case err != nil || n != len(want):
 		err = fmt.Errorf("%w: the log has no SHA-256 of it", blob.ErrChecksum)
-	} else {
+	default:
 		size, err = c.store.Download(ctx, o.Key, io.Discard, want)
 	}
 	c.mu.Lock()

@@ -25,6 +25,8 @@ type story struct {
 	home int32
 	// orphaned: it was told that nobody requested the job.
 	orphaned bool
+	// imported: it came from elsewhere, and keeps what it had there under the names of there.
+	imported bool
 }
 
 // digest is of what a repeat of an event must say, too; 0 where that is nothing.
@@ -86,8 +88,11 @@ func (s *story) tell(e events.Event, at where) verdict {
 // ask judges an event that is new, by the state before it. What is legal and comes too
 // late, as the outcome of another attempt, is no fault.
 func (s *story) ask(v *verdict, e events.Event) {
+	if _, is := e.Message.(*events.JobRequested); is && s.state == nil {
+		s.imported = e.Imported()
+	}
 	for _, o := range e.Objects() {
-		if prefix := prefixOf(s.id, o.Operation); !strings.HasPrefix(o.Key, prefix) {
+		if prefix := s.prefixOf(o.Operation); !strings.HasPrefix(o.Key, prefix) {
 			v.fault(Illegal, o.Operation, "%s names the object %s, which is not below %s", e.Name(), o.Key, prefix)
 		}
 	}
@@ -210,9 +215,12 @@ func revisionOf(m proto.Message) (int32, bool) {
 }
 
 // prefixOf is where an object must lie.
-func prefixOf(jobID, operation string) string {
-	if operation == "" {
-		return blob.RawPrefix + jobID + "/"
+func (s *story) prefixOf(operation string) string {
+	switch {
+	case operation == "":
+		return blob.RawPrefix + s.id + "/"
+	case s.imported:
+		return blob.ProcessedPrefix + s.id + "/"
 	}
-	return blob.ProcessedPrefix + jobID + "/" + operation + "/"
+	return blob.ProcessedPrefix + s.id + "/" + operation + "/"
 }

@@ -95,6 +95,9 @@ func exportObjects(ctx context.Context, e Export, work string, m *Manifest) erro
 	group.SetLimit(objectsAtOnce)
 	err = c.through(m, func(e events.Event) error {
 		for _, named := range e.Objects() {
+			if named.SHA256 == "" && e.Imported() {
+				continue // gone before its job was brought in
+			}
 			o := objectLine{Key: named.Key, SHA256: named.SHA256, Bytes: named.Bytes}
 			id := [16]byte(hashOf(o.Key))
 			if c.seen[id] {
