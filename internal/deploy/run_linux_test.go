@@ -113,7 +113,7 @@ func TestComposeRuns(t *testing.T) {
 	// docker compose run --rm api keys create ...
 	creating := make("api")
 	creating.Name, creating.Address = "keys", n.address(len(names))+"/24"
-	creating.Argv = []string{"/app/pixtools", "keys", "create", "--name", "test", "--scope", "submit,read,operate"}
+	creating.Argv = []string{"/app/pixtools", "keys", "create", "--tenant", "default", "--name", "test", "--scope", "submit,read,operate"}
 	made := n.start(creating)
 	require.NoError(t, made.wait(patience))
 	key := strings.TrimSpace(made.stdout.String())
