@@ -132,7 +132,7 @@ func makeRoot(s spec) error {
 		return err
 	}
 	if err := errors.Join(mount("proc", filepath.Join(root, "proc"), "proc", 0, ""), mount("/dev", filepath.Join(root, "dev"), "", unix.MS_BIND|unix.MS_REC, ""),
-		os.WriteFile(filepath.Join(root, "etc/hosts"), []byte(s.Hosts), 0o644)); err != nil { //nolint:gosec // everybody reads it
+		os.WriteFile(filepath.Join(root, "etc", "hosts"), []byte(s.Hosts), 0o644)); err != nil {
 		return err
 	}
 	for inside, outside := range s.Binds {
@@ -144,7 +144,7 @@ func makeRoot(s spec) error {
 		if about.IsDir() {
 			err = os.MkdirAll(target, 0o755)
 		} else if err = os.MkdirAll(filepath.Dir(target), 0o755); err == nil {
-			err = os.WriteFile(target, nil, 0o644) //nolint:gosec // a place to mount over
+			err = os.WriteFile(target, nil, 0o644)
 		}
 		if err != nil {
 			return err
@@ -304,7 +304,7 @@ func (n *network) start(s spec) *container {
 	c.cmd.Stderr, c.cmd.Stdout = &c.output, &c.stdout
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC}
 	require.NoError(n.t, c.cmd.Start())
-	attached.Close()
+	require.NoError(n.t, attached.Close())
 	attributes := netlink.NewLinkAttrs()
 	attributes.Name, attributes.MasterIndex = fmt.Sprintf("c%d", n.made), n.bridge.Attrs().Index
 	pair := &netlink.Veth{LinkAttrs: attributes, PeerName: "eth0", PeerNamespace: netlink.NsPid(c.cmd.Process.Pid)}
@@ -312,7 +312,7 @@ func (n *network) start(s spec) *container {
 	require.NoError(n.t, netlink.LinkSetUp(pair))
 	_, err = attach.Write([]byte{1})
 	require.NoError(n.t, err)
-	attach.Close()
+	require.NoError(n.t, attach.Close())
 	go func() { c.ended <- c.cmd.Wait() }()
 	n.t.Cleanup(func() {
 		_ = c.cmd.Process.Kill()

@@ -162,12 +162,12 @@ func TestComposeRuns(t *testing.T) {
 func buildProgram(t *testing.T, root string) string {
 	t.Helper()
 	dir := t.TempDir()
-	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // as in an image
+	require.NoError(t, os.Chmod(dir, 0o755))
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "pixtools"), "./cmd/pixtools")
 	cmd.Dir = root
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	out, err = exec.CommandContext(t.Context(), "cp", "-RL", filepath.Join(root, "build/bin/lib"), dir).CombinedOutput()
+	out, err = exec.CommandContext(t.Context(), "cp", "-RL", filepath.Join(root, "build", "bin", "lib"), dir).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return dir
 }
@@ -180,8 +180,8 @@ func partsOfThisMachine(t *testing.T, root string) machine {
 	postgres, err := filepath.Glob("/usr/lib/postgresql/*/bin")
 	require.NoError(t, err)
 	require.NotEmpty(t, postgres, "make testdeps installs it")
-	return machine{root: root, path: strings.Join([]string{filepath.Join(root, "build/testenv/bin"), postgres[len(postgres)-1], "/usr/local/bin", "/usr/bin", "/bin"}, ":"),
-		java: "java -Xmx512m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp '" + filepath.Join(root, "build/testenv/kafka/libs") + "/*' "}
+	return machine{root: root, path: strings.Join([]string{filepath.Join(root, "build", "testenv", "bin"), postgres[len(postgres)-1], "/usr/local/bin", "/usr/bin", "/bin"}, ":"),
+		java: "java -Xmx512m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp '" + filepath.Join(root, "build", "testenv", "kafka", "libs") + "/*' "}
 }
 
 // argv is the service's command, or where an image's own start script takes its environment
