@@ -1,6 +1,7 @@
 package api
 
 import (
+	"log/slog"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -99,7 +100,7 @@ func TestRoutesSayWhoMayUseThem(t *testing.T) {
 
 // Without CORS_ORIGINS no page of another origin is told anything.
 func TestNoOriginsByDefault(t *testing.T) {
-	server, err := New(Config{MaxUploads: 1, MaxWaits: 1}, Parts{})
+	server, err := New(Config{MaxUploads: 1, MaxWaits: 1}, Parts{Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	for _, method := range []string{"GET", "OPTIONS"} {
 		request, answer := httptest.NewRequestWithContext(t.Context(), method, "/api/livez", nil), httptest.NewRecorder()

@@ -207,6 +207,8 @@ type Server struct {
 	ownPage *http.CrossOriginProtection
 	// access says which scope a route needs, by its pattern; other routes are open.
 	access map[string]apikeys.Scope
+	// named are the paths that are named in full.
+	named map[string]bool
 	mux    *http.ServeMux
 	// entrance is serve, with a span around it where spans are sent.
 	entrance http.Handler
@@ -227,6 +229,10 @@ func New(cfg Config, parts Parts) (*Server, error) {
 	)
 	s.routes(f)
 	var err error
+	s.named = map[string]bool{}
+	for path := range f.OpenAPI.Description().Paths.Map() {
+		s.named[path] = !strings.Contains(path, "{")
+	}
 	if s.access, err = accessOf(f.OpenAPI.Description()); err != nil {
 		return nil, err
 	}
@@ -306,7 +312,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	seen := &request{connection: http.NewResponseController(w)}
 	r = r.WithContext(context.WithValue(ctx, requestKey{}, seen))
 	defer s.observe(r, seen, pattern, q)()
-	if pattern == "" {
+	// What is named in full is not meant as a parameter: DELETE of the path of totals deletes no job.
+	if pattern == "" || strings.Contains(pattern, "{") && s.named[r.URL.Path] {
 		s.unrouted(q, r).write(q)
 		return
 	}

@@ -397,6 +397,9 @@ func sameHistory(t *testing.T, want, got []eventlog.Line, open string) {
 	byJob := func(all []eventlog.Line) map[string][]eventlog.Line {
 		jobs := map[string][]eventlog.Line{}
 		for _, l := range all {
+			if strings.HasPrefix(l.Type, "Webhook") {
+				continue // who took the log over goes on posting
+			}
 			l.Position, l.Partition, l.Offset = "", 0, 0
 			jobs[l.Subject+l.Key] = append(jobs[l.Subject+l.Key], l)
 		}

@@ -13,6 +13,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // ErrChanged means that the object is not the one that was looked at any more.
@@ -95,13 +97,16 @@ func (v *Version) get(ctx context.Context, offset, n int64) (io.ReadCloser, erro
 	if n > 0 {
 		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))
 	}
+	ctx, span := startCall(ctx, "GetObject")
 	t := v.store.watch(ctx)
 	out, err := v.store.client.GetObject(t.ctx, in)
 	if err != nil {
 		defer t.stop()
-		return nil, v.verdict(ctx, "get", t.verdict(err))
+		err = v.verdict(ctx, "get", t.verdict(err))
+		telemetry.End(span, err)
+		return nil, err
 	}
-	return &content{ctx: ctx, key: v.Key, body: out.Body, transfer: t}, nil
+	return &content{ctx: ctx, key: v.Key, body: out.Body, transfer: t, span: span}, nil
 }
 
 // verdict gives an error its kind. An object that is gone has changed, too.
