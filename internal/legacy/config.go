@@ -48,12 +48,13 @@ func (c Config) Validate() error {
 	var faults []error
 	if c.DatabaseURL != "" {
 		if _, err := pgx.ParseConfig(driverless(c.DatabaseURL)); err != nil {
-			faults = append(faults, fmt.Errorf("IMPORT_LEGACY_DATABASE_URL: %w", err))
+			// Not err, which has the address, and with it the password.
+			faults = append(faults, errors.New("IMPORT_LEGACY_DATABASE_URL is not of the form postgres://user:password@host:port/database"))
 		}
 	}
 	if c.RedisURL != "" {
 		if _, err := redis.ParseURL(c.RedisURL); err != nil {
-			faults = append(faults, fmt.Errorf("IMPORT_LEGACY_REDIS_URL: %w", err))
+			faults = append(faults, errors.New("IMPORT_LEGACY_REDIS_URL is not of the form redis://user:password@host:port/0, or rediss:// for TLS"))
 		}
 	}
 	if (c.AccessKeyID == "") != (c.SecretAccessKey == "") {
