@@ -183,13 +183,14 @@ func TestSecretsAreNotShown(t *testing.T) {
 		"AWS_ACCESS_KEY_ID", // a name; the secret is AWS_SECRET_ACCESS_KEY
 		"AWS_ENDPOINT_URL",  // addresses without a password, and looked at all the same
 		"AWS_PUBLIC_ENDPOINT_URL",
+		"IMPORT_LEGACY_AWS_ACCESS_KEY_ID", // likewise
 		"KAFKA_CLIENT_KEY_FILE", "REDIS_CLIENT_KEY_FILE", // where it lies
 	}
 	looks := regexp.MustCompile(`PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL|PASSPHRASE|SALT|_URL$|_DSN$|_URI$`)
 	for name, field := range tagged() {
 		kind := field.Tag.Get("secret")
 		if kind == "" {
-			require.True(t, !looks.MatchString(name) || slices.Contains(notSecret, name),
+			require.True(t, field.Type.Kind() != reflect.String || !looks.MatchString(name) || slices.Contains(notSecret, name),
 				"%s looks like a secret: give its field the tag secret, value or url, or say in this test why it is none", name)
 			if !strings.HasSuffix(name, "_URL") {
 				continue
