@@ -183,7 +183,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 		"AWS_ACCESS_KEY_ID", // a name; the secret is AWS_SECRET_ACCESS_KEY
 		"AWS_ENDPOINT_URL",  // addresses without a password, and looked at all the same
 		"AWS_PUBLIC_ENDPOINT_URL",
-		"IMPORT_LEGACY_AWS_ACCESS_KEY_ID", // likewise
+		"IMPORT_LEGACY_AWS_ACCESS_KEY_ID",                // likewise
 		"KAFKA_CLIENT_KEY_FILE", "REDIS_CLIENT_KEY_FILE", // where it lies
 	}
 	looks := regexp.MustCompile(`PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL|PASSPHRASE|SALT|_URL$|_DSN$|_URI$`)
