@@ -209,7 +209,7 @@ type Server struct {
 	access map[string]apikeys.Scope
 	// named are the paths that are named in full.
 	named map[string]bool
-	mux    *http.ServeMux
+	mux   *http.ServeMux
 	// entrance is serve, with a span around it where spans are sent.
 	entrance http.Handler
 	spec     []byte
