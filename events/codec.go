@@ -57,6 +57,19 @@ func (e Event) Record() (*kgo.Record, error) {
 		causation: e.CausationID, trace: e.TraceParent}.record(Topic, e.Message)
 }
 
+// Records are events as Kafka records, in their order.
+func Records(all []Event) ([]*kgo.Record, error) {
+	var records []*kgo.Record
+	for _, e := range all {
+		r, err := e.Record()
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
 // envelope is what stands around a message, on any of our topics.
 type envelope struct {
 	id, key, kind, source, subject, version string

@@ -5,15 +5,22 @@ import (
 	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/pixtools/pixtools/events"
 )
 
 // produceOutside is what the deliberate bug saga-outside-transaction does (internal/bug):
-// what was written stays, also where the transaction is aborted.
-func (s *Saga) produceOutside(ctx context.Context, r *kgo.Record) {
-	client, err := kgo.NewClient(append(slices.Clone(s.opts), kgo.RecordPartitioner(partitioner{}))...)
-	if err != nil {
-		return
-	}
-	defer client.Close()
-	_ = client.ProduceSync(ctx, r).FirstErr()
+// the events are written by themselves, and stay where the transaction is aborted. It gives
+// the other records.
+func (s *Saga) produceOutside(ctx context.Context, records []*kgo.Record) []*kgo.Record {
+	return slices.DeleteFunc(records, func(r *kgo.Record) bool {
+		if r.Topic != events.Topic {
+			return false
+		}
+		if client, err := kgo.NewClient(append(slices.Clone(s.opts), kgo.RecordPartitioner(partitioner{}))...); err == nil {
+			defer client.Close()
+			_ = client.ProduceSync(ctx, r).FirstErr()
+		}
+		return true
+	})
 }

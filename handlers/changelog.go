@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/telemetry"
@@ -27,17 +28,18 @@ func (partitioner) ForTopic(topic string) kgo.TopicPartitioner {
 // fenceKey is the key of records that mark an end to read up to; they hold no state.
 const fenceKey = "restored"
 
-// readChangelog reads partitions of a changelog to their ends. Where those are, no offset
-// tells: the last records may be aborted ones, which are never delivered, or have
+// readChangelog reads the states of partitions of the log to the changelog's ends. Where those
+// are, no offset tells: the last records may be aborted ones, which are never delivered, or have
 // been compacted away. So we append a record to each and read until it comes.
-func readChangelog(ctx context.Context, opts []kgo.Opt, topic string, partitions []int32, each func(*kgo.Record) error) error {
+func (m *groupMember) readChangelog(ctx context.Context, partitions []int32, each func(partition int32, r *kgo.Record) error) error {
 	from := map[int32]kgo.Offset{}
 	for _, p := range partitions {
-		from[p] = kgo.NewOffset().AtStart()
+		from[p%m.changelogPartitions] = kgo.NewOffset().AtStart()
 	}
-	client, err := kgo.NewClient(append(slices.Clone(opts),
+	place := kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic)
+	client, err := kgo.NewClient(append(slices.Clone(m.opts),
 		kgo.RecordPartitioner(partitioner{}),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: from}),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{m.changelog: from}),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 	)...)
 	if err != nil {
@@ -46,7 +48,7 @@ func readChangelog(ctx context.Context, opts []kgo.Opt, topic string, partitions
 	defer client.Close()
 	var fences []*kgo.Record
 	for p := range from {
-		fences = append(fences, &kgo.Record{Topic: topic, Partition: p, Key: []byte(fenceKey), Value: []byte{}})
+		fences = append(fences, &kgo.Record{Topic: m.changelog, Partition: p, Key: []byte(fenceKey), Value: []byte{}})
 	}
 	if err := client.ProduceSync(ctx, fences...).FirstErr(); err != nil {
 		return fmt.Errorf("append the fence: %w", err)
@@ -63,7 +65,9 @@ func readChangelog(ctx context.Context, opts []kgo.Opt, topic string, partitions
 		fetches.EachRecord(func(r *kgo.Record) {
 			end, reading := left[r.Partition]
 			if reading && err == nil && string(r.Key) != fenceKey {
-				err = each(r)
+				if of := int32(place.Partition(r, int(m.logPartitions))); slices.Contains(partitions, of) {
+					err = each(of, r)
+				}
 			}
 			if r.Offset >= end {
 				delete(left, r.Partition)
@@ -76,12 +80,39 @@ func readChangelog(ctx context.Context, opts []kgo.Opt, topic string, partitions
 	return nil
 }
 
-// aboutJob is a context for a record's key that may be no job's id.
-func aboutJob(key string) context.Context {
-	if !events.IsJobID(key) {
-		return context.Background()
+// putState takes in a record of a changelog: a job's state, or a tombstone.
+func putState[T any, P interface {
+	*T
+	proto.Message
+}](states map[string]P, r *kgo.Record, group string) error {
+	if r.Value == nil {
+		delete(states, string(r.Key))
+		return nil
 	}
-	return telemetry.With(context.Background(), telemetry.About{JobID: key})
+	state := P(new(T))
+	if err := proto.Unmarshal(r.Value, state); err != nil {
+		return fmt.Errorf("changelog %s/%d at offset %d: %w; delete the topic %s and the offsets of group %s to rebuild it from the log",
+			r.Topic, r.Partition, r.Offset, err, r.Topic, group)
+	}
+	states[string(r.Key)] = state
+	return nil
+}
+
+// stateRecords are jobs' new states as records of a changelog; nil is a tombstone.
+func stateRecords[P proto.Message](states map[string]P, topic string, partition int32) ([]*kgo.Record, error) {
+	var records []*kgo.Record
+	for id, state := range states {
+		r := &kgo.Record{Topic: topic, Key: []byte(id), Partition: partition}
+		if state.ProtoReflect().IsValid() {
+			value, err := proto.MarshalOptions{Deterministic: true}.Marshal(state)
+			if err != nil {
+				return nil, fmt.Errorf("encode the state of job %s for %s: %w", id, topic, err)
+			}
+			r.Value = value
+		}
+		records = append(records, r)
+	}
+	return records, nil
 }
 
 // fault is what stopped the work at one record.
@@ -92,11 +123,11 @@ func guard(log *slog.Logger, job string, work func() error) (broken *fault) {
 	defer func() {
 		if p := recover(); p != nil {
 			broken = &fault{fmt.Sprintf("panic: %v", p), string(debug.Stack())}
-			log.ErrorContext(aboutJob(job), "a handler panicked", "error", broken.message, "stack", broken.stack)
+			log.ErrorContext(telemetry.OfKey(context.Background(), job), "a handler panicked", "error", broken.message, "stack", broken.stack)
 		}
 	}()
 	if err := work(); err != nil {
-		log.ErrorContext(aboutJob(job), "a handler cannot decide", "error", err)
+		log.ErrorContext(telemetry.OfKey(context.Background(), job), "a handler cannot decide", "error", err)
 		return &fault{message: err.Error()}
 	}
 	return nil

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
-	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
@@ -90,13 +88,7 @@ func (c SagaConfig) Validate() error {
 // and those that are open for longer than JobDeadline.
 type Saga struct {
 	cfg SagaConfig
-	// opts reach the brokers; id is the transactional id.
-	opts []kgo.Opt
-	id   string
-	// partitions of the log, and of the changelog: a partition of the log has its
-	// state in the changelog's partition of that number, modulo.
-	logPartitions, changelogPartitions int32
-	log                                *slog.Logger
+	groupMember
 
 	// mu guards partitions: the client's rebalance callback forgets partitions
 	// while the loop works. What the loop then still does with a forgotten
@@ -110,14 +102,7 @@ type Saga struct {
 	read map[int32]int64
 	// losses counts calls of forget and own: what was read before one may be out of date after it.
 	losses int
-	// client is that of the session under way, for those who ask how we are.
-	client atomic.Pointer[kgo.Client]
-	// SessionOpts are more options of the session's client, beside those of all.
-	SessionOpts []kgo.Opt
 }
-
-// Joined says whether it is a member of its group.
-func (s *Saga) Joined() bool { return kafka.Joined(s.client.Load()) }
 
 // memory is the state of one partition's jobs.
 type memory struct {
@@ -140,51 +125,23 @@ func newMemory() *memory {
 // instance on Kafka and fresh per process start on the embedded broker. The changelog
 // has as many partitions as the log, or fewer.
 func NewSaga(cfg SagaConfig, transactionalID string, logPartitions, changelogPartitions int32, log *slog.Logger, opts ...kgo.Opt) *Saga {
-	return &Saga{cfg: cfg, opts: opts, id: transactionalID, logPartitions: logPartitions, changelogPartitions: changelogPartitions,
-		log: log, partitions: map[int32]*memory{}, owned: map[int32]bool{}, read: map[int32]int64{}}
+	return &Saga{cfg: cfg, groupMember: groupMember{name: "saga", group: events.SagaGroup, id: transactionalID, changelog: events.SagaTopic,
+		logPartitions: logPartitions, changelogPartitions: changelogPartitions, opts: opts, log: log},
+		partitions: map[int32]*memory{}, owned: map[int32]bool{}, read: map[int32]int64{}}
 }
 
 // Run works until ctx is done. It outlives brokers and lost sessions.
 func (s *Saga) Run(ctx context.Context) error {
-	for {
-		err := s.session(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		s.log.Warn("saga session ended, beginning a new one", "error", err, "after", s.cfg.RetryAfter)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(s.cfg.RetryAfter):
-		}
-	}
+	return s.run(ctx, s.cfg.RetryAfter, s.session)
 }
 
 // session runs until the client can no longer be used.
 func (s *Saga) session(ctx context.Context) error {
-	session, err := kgo.NewGroupTransactSession(append(slices.Concat(s.opts, s.SessionOpts),
-		kgo.TransactionalID(s.id),
-		kgo.RecordPartitioner(partitioner{}),
-		kgo.TransactionTimeout(s.cfg.TransactionTimeout),
-		kgo.ConsumerGroup(events.SagaGroup),
-		kgo.ConsumeTopics(events.Topic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // they are offsets, too: see atEnd
-		// Without this, brokers of Kafka 4 were seen to stall a producer for five
-		// seconds now and then just after a transaction's end.
-		kgo.MetadataMinAge(250*time.Millisecond),
-		kgo.OnPartitionsAssigned(s.own),
-		kgo.OnPartitionsRevoked(s.forget),
-		kgo.OnPartitionsLost(s.forget),
-	)...)
+	session, leave, err := s.join(s.cfg.TransactionTimeout, s.own, s.forget)
 	if err != nil {
 		return err
 	}
-	defer session.Close()
-	defer s.forget(ctx, nil, nil)
-	s.client.Store(session.Client())
-	defer s.client.Store(nil)
+	defer leave()
 	p := newPending()
 	defer func() { finish(p.changes, errAborted) }()
 	nextTick := time.Now().Add(s.cfg.TickInterval)
@@ -193,15 +150,10 @@ func (s *Saga) session(ctx context.Context) error {
 		if p.records > 0 {
 			limit = min(limit, s.cfg.CommitInterval)
 		}
-		fetches := s.poll(ctx, session, limit)
+		fetches := s.poll(ctx, session, limit, s.cfg.BatchRecords)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return ctx.Err()
 		}
-		fetches.EachError(func(topic string, partition int32, err error) {
-			if !errors.Is(err, context.DeadlineExceeded) { // poll's own
-				s.log.Warn("saga cannot fetch", "topic", topic, "partition", partition, "error", err)
-			}
-		})
 		s.note(fetches)
 		if err := s.decide(ctx, fetches, p); err != nil {
 			return err
@@ -216,7 +168,7 @@ func (s *Saga) session(ctx context.Context) error {
 		if !p.due(s.cfg, fetches.NumRecords() == 0) {
 			continue
 		}
-		if err := s.transact(ctx, session, p.changes); err != nil {
+		if err := s.commit(ctx, session, p.changes); err != nil {
 			return err
 		}
 		p = newPending()
@@ -247,13 +199,6 @@ func (p *pending) due(cfg SagaConfig, idle bool) bool {
 		return false
 	}
 	return idle || p.records >= cfg.BatchRecords || time.Since(p.since) >= cfg.CommitInterval
-}
-
-// poll waits for records, no longer than limit.
-func (s *Saga) poll(ctx context.Context, session *kgo.GroupTransactSession, limit time.Duration) kgo.Fetches {
-	ctx, cancel := context.WithTimeout(ctx, max(limit, 0))
-	defer cancel()
-	return session.PollRecords(ctx, s.cfg.BatchRecords)
 }
 
 // own takes partitions over, and forgets what it knows of them. They may have been away
@@ -405,42 +350,18 @@ func (s *Saga) atEnd(ctx context.Context, client *kgo.Client, partition int32) (
 	return next >= end.Offset, end.Err
 }
 
-// transact writes what was decided, and the offsets of all that was read.
-func (s *Saga) transact(ctx context.Context, session *kgo.GroupTransactSession, changes map[int32]*changeSet) error {
-	if err := session.Begin(); err != nil {
-		return fmt.Errorf("begin the saga's transaction: %w", err)
-	}
+// commit writes what was decided, and the offsets of all that was read.
+func (s *Saga) commit(ctx context.Context, session *kgo.GroupTransactSession, changes map[int32]*changeSet) error {
 	records, err := s.records(changes)
 	if err != nil {
 		return err
 	}
-	refused := make(chan error, 1)
-	for _, r := range records {
-		if bug.On("saga-outside-transaction") && r.Topic == events.Topic {
-			s.produceOutside(ctx, r)
-			continue
-		}
-		session.Produce(ctx, r, func(_ *kgo.Record, err error) {
-			if err != nil {
-				select {
-				case refused <- err:
-				default:
-				}
-			}
-		})
+	if bug.On("saga-outside-transaction") {
+		records = s.produceOutside(ctx, records)
 	}
-	// Before the end, since the end does not ask: it would commit the offsets without
-	// what a broker refused.
-	if err := session.Client().Flush(ctx); err != nil {
-		return fmt.Errorf("produce in the saga's transaction: %w", err)
-	}
-	if len(refused) > 0 {
-		_, err := session.End(ctx, kgo.TryAbort)
-		return errors.Join(fmt.Errorf("produce in the saga's transaction: %w", <-refused), err)
-	}
-	committed, err := session.End(ctx, kgo.TryCommit)
+	committed, err := s.transact(ctx, session, records)
 	if err != nil {
-		return fmt.Errorf("end the saga's transaction: %w", err)
+		return err
 	}
 	s.settle(changes, committed)
 	return nil
@@ -463,9 +384,7 @@ func (s *Saga) records(changes map[int32]*changeSet) (all []*kgo.Record, err err
 // settle brings what a transaction committed into the memory.
 func (s *Saga) settle(changes map[int32]*changeSet, committed bool) {
 	if !committed {
-		// A rebalance came first. The session goes back to the committed offsets;
-		// our memory was not changed yet.
-		s.log.Info("saga transaction aborted by a rebalance; its records will be read again")
+		// Our memory was not changed yet.
 		transactionsAborted.Inc()
 		finish(changes, errAborted)
 		return
@@ -491,7 +410,7 @@ func (s *Saga) apply(c *changeSet, r *kgo.Record) {
 		return
 	}
 	if err != nil {
-		s.log.ErrorContext(aboutJob(string(r.Key)), "a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
+		s.log.ErrorContext(telemetry.OfKey(context.Background(), string(r.Key)), "a record cannot be read: to the dead letters", "partition", r.Partition, "offset", r.Offset, "error", err)
 		guard(s.log, string(r.Key), func() error { return c.refuse(r, events.CodeUndecodable, err.Error(), "") })
 		return
 	}
@@ -577,13 +496,7 @@ func (s *Saga) restore(ctx context.Context, partition int32) (*memory, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.RestoreTimeout)
 	defer cancel()
 	m := newMemory()
-	place := kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic)
-	err := readChangelog(ctx, s.opts, events.SagaTopic, []int32{partition % s.changelogPartitions}, func(r *kgo.Record) error {
-		if int32(place.Partition(r, int(s.logPartitions))) != partition {
-			return nil
-		}
-		return m.put(r)
-	})
+	err := s.readChangelog(ctx, []int32{partition}, func(_ int32, r *kgo.Record) error { return putState(m.jobs, r, s.group) })
 	if err != nil {
 		return nil, err
 	}

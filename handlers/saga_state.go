@@ -9,28 +9,11 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/bug"
 )
-
-// put takes in a record of the changelog: a state, or a tombstone.
-func (m *memory) put(r *kgo.Record) error {
-	id := string(r.Key)
-	if r.Value == nil {
-		delete(m.jobs, id)
-		return nil
-	}
-	job := &events.Job{}
-	if err := proto.Unmarshal(r.Value, job); err != nil {
-		return fmt.Errorf("changelog %s/%d at offset %d: %w; delete the topic %s and the offsets of group %s to rebuild it from the log",
-			r.Topic, r.Partition, r.Offset, err, events.SagaTopic, events.SagaGroup)
-	}
-	m.jobs[id] = job
-	return nil
-}
 
 // openSince are the jobs whose revision was open at t already, in the order of their ids.
 func (m *memory) openSince(t time.Time) []string {
@@ -215,13 +198,9 @@ func (c *changeSet) expire(remember time.Duration) {
 
 // records are the events to emit and the changelog's new states.
 func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
-	var records []*kgo.Record
-	for _, e := range c.emitted {
-		r, err := e.Record()
-		if err != nil {
-			return nil, err
-		}
-		records = append(records, r)
+	records, err := events.Records(c.emitted)
+	if err != nil {
+		return nil, err
 	}
 	for _, letter := range c.letters {
 		r, err := letter.Record()
@@ -230,18 +209,8 @@ func (c *changeSet) records(partition int32) ([]*kgo.Record, error) {
 		}
 		records = append(records, r)
 	}
-	for id, job := range c.jobs {
-		r := &kgo.Record{Topic: events.SagaTopic, Key: []byte(id), Partition: partition}
-		if job != nil {
-			value, err := proto.MarshalOptions{Deterministic: true}.Marshal(job)
-			if err != nil {
-				return nil, fmt.Errorf("encode the saga's state of job %s: %w", id, err)
-			}
-			r.Value = value
-		}
-		records = append(records, r)
-	}
-	return records, nil
+	states, err := stateRecords(c.jobs, events.SagaTopic, partition)
+	return append(records, states...), err
 }
 
 // commit brings the changes into the memory.

@@ -77,7 +77,7 @@ func (w *world) checkWebhooks(states map[string]*events.Job) {
 			before := h
 			h = &hooks{jobs: maps.Clone(before.jobs), next: -1} // another process
 			for _, r := range records {
-				if err := h.put(r); err != nil {
+				if err := putState(h.jobs, r, events.WebhooksGroup); err != nil {
 					panic(err)
 				}
 			}

@@ -126,7 +126,7 @@ func (w *world) restore(p int32) *memory {
 		if w.log.partitionOf(r, len(w.log.partitions)) != p {
 			continue
 		}
-		if err := m.put(r); err != nil {
+		if err := putState(m.jobs, r, events.SagaGroup); err != nil {
 			violated("", "the saga's state cannot be restored: %v", err)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
-	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
@@ -144,15 +142,11 @@ const (
 // A process that dies between the receiver's answer and Kafka's has another make the attempt
 // again, with the same webhook-id.
 type Webhooks struct {
-	cfg  WebhooksConfig
-	opts []kgo.Opt
-	id   string
-	// partitions of the log, and of the changelog: as the saga's.
-	logPartitions, changelogPartitions int32
-	publish                            func(context.Context, ...*kgo.Record) error
-	poster                             *poster
-	queue                              *hookQueue
-	log                                *slog.Logger
+	cfg WebhooksConfig
+	groupMember
+	publish func(context.Context, ...*kgo.Record) error
+	poster  *poster
+	queue   *hookQueue
 
 	// mu guards what the client's rebalance callbacks change while the loop works. What the
 	// loop then still does with a partition that went away is thrown away, since the session
@@ -162,14 +156,7 @@ type Webhooks struct {
 	owned      map[int32]bool
 	// losses counts changes of owned: what was read before one may be out of date after it.
 	losses int
-	// client is that of the session under way, for those who ask how we are.
-	client atomic.Pointer[kgo.Client]
-	// SessionOpts are more options of the session's client, beside those of all.
-	SessionOpts []kgo.Opt
 }
-
-// Joined says whether it is a member of its group.
-func (h *Webhooks) Joined() bool { return kafka.Joined(h.client.Load()) }
 
 // NewWebhooks makes the role; opts must name the brokers, publish appends records and waits
 // for their acknowledgement. The transactional id is as for NewSaga.
@@ -179,8 +166,9 @@ func NewWebhooks(cfg WebhooksConfig, parts WebhookParts, transactionalID string,
 	if err != nil {
 		return nil, err
 	}
-	return &Webhooks{cfg: cfg, opts: opts, id: transactionalID, logPartitions: logPartitions, changelogPartitions: changelogPartitions,
-		publish: publish, poster: poster, queue: newHookQueue(cfg.Concurrency, cfg.ConcurrencyPerHost, cfg.GiveUpAfter), log: log,
+	return &Webhooks{cfg: cfg, groupMember: groupMember{name: "webhooks", group: events.WebhooksGroup, id: transactionalID, changelog: events.WebhooksTopic,
+		logPartitions: logPartitions, changelogPartitions: changelogPartitions, opts: opts, log: log},
+		publish: publish, poster: poster, queue: newHookQueue(cfg.Concurrency, cfg.ConcurrencyPerHost, cfg.GiveUpAfter),
 		partitions: map[int32]*hooks{}, owned: map[int32]bool{}}, nil
 }
 
@@ -189,18 +177,7 @@ func (h *Webhooks) Run(ctx context.Context) error {
 	var posting sync.WaitGroup
 	posting.Go(func() { h.attempts(ctx) })
 	defer posting.Wait()
-	for {
-		err := h.session(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		h.log.Warn("webhooks' session ended, beginning a new one", "error", err, "after", h.cfg.RetryAfter)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(h.cfg.RetryAfter):
-		}
-	}
+	return h.run(ctx, h.cfg.RetryAfter, h.session)
 }
 
 // attempts makes attempts when they are due.
@@ -283,15 +260,11 @@ func (h *Webhooks) attempt(ctx context.Context, a *attempt) {
 func (h *Webhooks) tell(ctx context.Context, decided []events.Event) error {
 	for {
 		stopping := ctx.Err() != nil
-		var records []*kgo.Record // anew: after an error they may not be touched
-		for _, e := range decided {
-			r, err := e.Record()
-			if err != nil {
-				return err
-			}
-			records = append(records, r)
+		records, err := events.Records(decided) // anew: after an error they may not be touched
+		if err != nil {
+			return err
 		}
-		err := h.publish(context.WithoutCancel(ctx), records...)
+		err = h.publish(context.WithoutCancel(ctx), records...)
 		if err == nil || stopping {
 			return err
 		}
@@ -305,38 +278,17 @@ func (h *Webhooks) tell(ctx context.Context, decided []events.Event) error {
 
 // session runs until the client can no longer be used.
 func (h *Webhooks) session(ctx context.Context) error {
-	session, err := kgo.NewGroupTransactSession(append(slices.Concat(h.opts, h.SessionOpts),
-		kgo.TransactionalID(h.id),
-		kgo.RecordPartitioner(partitioner{}),
-		kgo.TransactionTimeout(h.cfg.TransactionTimeout),
-		kgo.ConsumerGroup(events.WebhooksGroup),
-		kgo.ConsumeTopics(events.Topic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // they are offsets, too: see hooks.until
-		kgo.MetadataMinAge(250*time.Millisecond),
-		kgo.OnPartitionsAssigned(h.own),
-		kgo.OnPartitionsRevoked(h.forget),
-		kgo.OnPartitionsLost(h.forget),
-	)...)
+	session, leave, err := h.join(h.cfg.TransactionTimeout, h.own, h.forget)
 	if err != nil {
 		return err
 	}
-	defer session.Close()
-	defer h.forget(ctx, nil, nil)
-	h.client.Store(session.Client())
-	defer h.client.Store(nil)
+	defer leave()
 	p, nextSweep := newPendingHooks(), time.Now().Add(hookSweep)
 	for {
-		fetches := h.poll(ctx, session)
+		fetches := h.poll(ctx, session, min(hookTick, h.cfg.CommitInterval), hookBatch)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			return ctx.Err()
 		}
-		fetches.EachError(func(topic string, partition int32, err error) {
-			if !errors.Is(err, context.DeadlineExceeded) { // poll's own
-				h.log.Warn("webhooks cannot fetch", "topic", topic, "partition", partition, "error", err)
-			}
-		})
 		if err := h.restore(ctx, session.Client()); err != nil {
 			return fmt.Errorf("restore the pending webhooks: %w", err)
 		}
@@ -358,7 +310,7 @@ func (h *Webhooks) session(ctx context.Context) error {
 		if !p.due(h.cfg, now) {
 			continue
 		}
-		if err := h.transact(ctx, session, p.changes); err != nil {
+		if err := h.commit(ctx, session, p.changes); err != nil {
 			return err
 		}
 		p = newPendingHooks()
@@ -400,12 +352,6 @@ func (p *pendingHooks) due(cfg WebhooksConfig, now time.Time) bool {
 		}
 	}
 	return len(p.changes) > 0 && now.Sub(p.since) >= patience
-}
-
-func (h *Webhooks) poll(ctx context.Context, session *kgo.GroupTransactSession) kgo.Fetches {
-	ctx, cancel := context.WithTimeout(ctx, min(hookTick, h.cfg.CommitInterval))
-	defer cancel()
-	return session.PollRecords(ctx, hookBatch)
 }
 
 // own takes partitions over, and forgets what it knows of them: they may have been away
@@ -469,18 +415,11 @@ func (h *Webhooks) restore(ctx context.Context, client *kgo.Client) error {
 func (h *Webhooks) read(ctx context.Context, client *kgo.Client, partitions []int32) (map[int32]*hooks, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.RestoreTimeout)
 	defer cancel()
-	found, changelogs := map[int32]*hooks{}, map[int32]bool{}
+	found := map[int32]*hooks{}
 	for _, p := range partitions {
 		found[p] = &hooks{jobs: map[string]*events.PendingWebhook{}, next: -1}
-		changelogs[p%h.changelogPartitions] = true
 	}
-	place := kgo.StickyKeyPartitioner(nil).ForTopic(events.Topic)
-	err := readChangelog(ctx, h.opts, events.WebhooksTopic, slices.Collect(maps.Keys(changelogs)), func(r *kgo.Record) error {
-		if of := found[int32(place.Partition(r, int(h.logPartitions)))]; of != nil {
-			return of.put(r)
-		}
-		return nil
-	})
+	err := h.readChangelog(ctx, partitions, func(p int32, r *kgo.Record) error { return putState(found[p].jobs, r, h.group) })
 	if err != nil {
 		return nil, err
 	}
@@ -569,44 +508,19 @@ func (h *Webhooks) sweep(p *pendingHooks, now time.Time) {
 	}
 }
 
-// transact writes what was decided, the new states and the offsets of all that was read.
-func (h *Webhooks) transact(ctx context.Context, session *kgo.GroupTransactSession, changes map[int32]*hookChanges) error {
-	if err := session.Begin(); err != nil {
-		return fmt.Errorf("begin the webhooks' transaction: %w", err)
-	}
-	refused := make(chan error, 1)
+// commit writes what was decided, the new states and the offsets of all that was read.
+func (h *Webhooks) commit(ctx context.Context, session *kgo.GroupTransactSession, changes map[int32]*hookChanges) error {
+	var all []*kgo.Record
 	for _, partition := range slices.Sorted(maps.Keys(changes)) {
 		records, err := changes[partition].records(partition % h.changelogPartitions)
 		if err != nil {
 			return err
 		}
-		for _, r := range records {
-			session.Produce(ctx, r, func(_ *kgo.Record, err error) {
-				if err != nil {
-					select {
-					case refused <- err:
-					default:
-					}
-				}
-			})
-		}
+		all = append(all, records...)
 	}
-	// Before the end, since the end does not ask: it would commit the offsets without
-	// what a broker refused.
-	if err := session.Client().Flush(ctx); err != nil {
-		return fmt.Errorf("produce in the webhooks' transaction: %w", err)
-	}
-	if len(refused) > 0 {
-		_, err := session.End(ctx, kgo.TryAbort)
-		return errors.Join(fmt.Errorf("produce in the webhooks' transaction: %w", <-refused), err)
-	}
-	committed, err := session.End(ctx, kgo.TryCommit)
-	if err != nil {
-		return fmt.Errorf("end the webhooks' transaction: %w", err)
-	}
-	if !committed {
-		h.log.Info("webhooks' transaction aborted by a rebalance; its records will be read again")
-		return nil
+	committed, err := h.transact(ctx, session, all)
+	if err != nil || !committed {
+		return err
 	}
 	h.settle(changes)
 	return nil

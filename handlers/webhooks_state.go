@@ -1,12 +1,10 @@
 package handlers
 
 import (
-	"fmt"
 	"maps"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
@@ -79,21 +77,6 @@ type hooks struct {
 	// told up to there: until that is read nothing is decided, and nothing posted.
 	next, until int64
 	live        bool
-}
-
-// put takes in a record of the changelog: a state, or a tombstone.
-func (h *hooks) put(r *kgo.Record) error {
-	if r.Value == nil {
-		delete(h.jobs, string(r.Key))
-		return nil
-	}
-	p := &events.PendingWebhook{}
-	if err := proto.Unmarshal(r.Value, p); err != nil {
-		return fmt.Errorf("changelog %s/%d at offset %d: %w; delete the topic %s and the offsets of group %s to rebuild it from the log",
-			r.Topic, r.Partition, r.Offset, err, events.WebhooksTopic, events.WebhooksGroup)
-	}
-	h.jobs[string(r.Key)] = p
-	return nil
 }
 
 // hookChanges is what was read of a partition since the last transaction; nothing of it is
@@ -196,26 +179,12 @@ func (c *hookChanges) forget(t time.Time) {
 
 // records are the events to emit and the changelog's new states.
 func (c *hookChanges) records(partition int32) ([]*kgo.Record, error) {
-	var records []*kgo.Record
-	for _, e := range c.emitted {
-		r, err := e.Record()
-		if err != nil {
-			return nil, err
-		}
-		records = append(records, r)
+	records, err := events.Records(c.emitted)
+	if err != nil {
+		return nil, err
 	}
-	for id, p := range c.jobs {
-		r := &kgo.Record{Topic: events.WebhooksTopic, Key: []byte(id), Partition: partition}
-		if p != nil {
-			value, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
-			if err != nil {
-				return nil, fmt.Errorf("encode the pending webhook of job %s: %w", id, err)
-			}
-			r.Value = value
-		}
-		records = append(records, r)
-	}
-	return records, nil
+	states, err := stateRecords(c.jobs, events.WebhooksTopic, partition)
+	return append(records, states...), err
 }
 
 // commit brings the changes into the hooks, and says of which jobs there is news: all, where

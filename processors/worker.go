@@ -158,27 +158,19 @@ func NewWorker(cfg WorkerConfig, op Operation, pool *engine.Pool, store *blob.St
 func (w *Worker) Notice(r *kgo.Record) (wanted bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			w.log.ErrorContext(w.about(r), "passing over a record that panics", "partition", r.Partition, "offset", r.Offset, "error", p, "stack", string(debug.Stack()))
+			w.log.ErrorContext(telemetry.OfKey(w.self, string(r.Key)), "passing over a record that panics", "partition", r.Partition, "offset", r.Offset, "error", p, "stack", string(debug.Stack()))
 			wanted = false
 		}
 	}()
 	e, err := events.Decode(r)
 	if err != nil {
 		if !errors.Is(err, events.ErrUnknownType) {
-			w.log.ErrorContext(w.about(r), "passing over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
+			w.log.ErrorContext(telemetry.OfKey(w.self, string(r.Key)), "passing over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		}
 		return false
 	}
 	w.fold(e)
 	return w.wanted(e)
-}
-
-// about is a context for a record that may be no event.
-func (w *Worker) about(r *kgo.Record) context.Context {
-	if id := string(r.Key); events.IsJobID(id) {
-		return telemetry.With(w.self, telemetry.About{JobID: id})
-	}
-	return w.self
 }
 
 // CatchUp folds what lies between the committed offset and the log's end, so that

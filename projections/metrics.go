@@ -46,13 +46,5 @@ func (s *session) applied(batch []located, records []*kgo.Record, begun time.Tim
 	}
 }
 
-// aboutJob is a context for a record's key that may be no job's id.
-func aboutJob(key string) context.Context {
-	if !events.IsJobID(key) {
-		return context.Background()
-	}
-	return telemetry.With(context.Background(), telemetry.About{JobID: key})
-}
-
 // Joined says whether the projector is a member of its group.
 func (p *Projector) Joined() bool { return kafka.Joined(p.client.Load()) }

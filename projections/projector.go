@@ -242,7 +242,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		case errors.Is(err, events.ErrUnknownType): // a newer version's: nothing of it is shown
 		case bug.On("projector-skips-event") && r.Offset%20 == 0:
 		case err != nil:
-			s.log.ErrorContext(aboutJob(string(r.Key)), "projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
+			s.log.ErrorContext(telemetry.OfKey(context.Background(), string(r.Key)), "projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		default:
 			batch = append(batch, located{Event: e, offset: r.Offset})
 			records = append(records, r)

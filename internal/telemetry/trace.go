@@ -112,6 +112,14 @@ func OfEvent(ctx context.Context, e events.Event) context.Context {
 	return ctx
 }
 
+// OfKey is ctx about a record's key, which may be no job's id.
+func OfKey(ctx context.Context, key string) context.Context {
+	if !events.IsJobID(key) {
+		return ctx
+	}
+	return With(ctx, About{JobID: key})
+}
+
 // parse reads the W3C's header; what is none is an invalid context.
 func parse(traceParent string) trace.SpanContext {
 	if traceParent == "" {
