@@ -29,10 +29,11 @@ import (
 
 // submission is what the submit command was told.
 type submission struct {
-	server, ops, params, key, webhook string
-	wait, quiet, direct               bool
-	timeout                           time.Duration
-	out                               string
+	remote
+	ops, params, key, webhook string
+	wait, quiet, direct       bool
+	timeout                   time.Duration
+	out                       string
 }
 
 func submitCommand() *cobra.Command {
@@ -51,7 +52,7 @@ func submitCommand() *cobra.Command {
 	flags.StringVar(&s.params, "params", "", `parameters as JSON, for instance {"webp":{"quality":80}}`)
 	flags.StringVar(&s.key, "key", "", "idempotency key; without it every run is a new job")
 	flags.StringVar(&s.webhook, "webhook", "", "address to post the outcome to")
-	flags.StringVar(&s.server, "server", "http://127.0.0.1:8000", "where PixTools is")
+	s.flag(flags)
 	flags.BoolVar(&s.wait, "wait", false, "wait until the job has ended")
 	flags.DurationVar(&s.timeout, "timeout", 10*time.Minute, "how long to wait")
 	flags.StringVar(&s.out, "out", "", "with --wait: download the results into this directory")
@@ -61,12 +62,10 @@ func submitCommand() *cobra.Command {
 	return cmd
 }
 
-func (s submission) run(ctx context.Context, file string, out io.Writer) error {
-	server, err := url.Parse(s.server)
-	if err != nil || server.Host == "" || server.Scheme != "http" && server.Scheme != "https" {
-		return fmt.Errorf("--server is %q: use an address such as http://127.0.0.1:8000", s.server)
+func (s *submission) run(ctx context.Context, file string, out io.Writer) error {
+	if err := s.check(); err != nil {
+		return err
 	}
-	s.server = strings.TrimRight(s.server, "/")
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	if s.key == "" {
@@ -209,7 +208,7 @@ func (s submission) store(ctx context.Context, source io.ReadSeeker, info os.Fil
 		return "", false, err
 	}
 	ask.Header.Set("Content-Type", "application/json")
-	answer, err := http.DefaultClient.Do(ask)
+	answer, err := sendWithKey(ask)
 	if err != nil {
 		return "", ctx.Err() == nil, fmt.Errorf("cannot reach %s: %w", s.server, errors.Unwrap(err))
 	}
