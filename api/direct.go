@@ -116,9 +116,7 @@ func (s *Server) checkUpload(in UploadRequest) (sum *[sha256.Size]byte, err erro
 }
 
 func (s *Server) tooLargeDirect(field string, bytes int64) *Problem {
-	p := problem(http.StatusRequestEntityTooLarge, fmt.Sprintf("The file has %d bytes; MAX_DIRECT_UPLOAD_BYTES allows %d", bytes, s.cfg.MaxDirectUploadBytes))
-	p.Errors = []commands.Fault{{Field: field, Message: p.Detail}}
-	return p
+	return wrong(http.StatusRequestEntityTooLarge, field, fmt.Sprintf("The file has %d bytes; MAX_DIRECT_UPLOAD_BYTES allows %d", bytes, s.cfg.MaxDirectUploadBytes))
 }
 
 // seal writes a ticket as a token: the id of the key, and what is sealed with it.
@@ -140,9 +138,7 @@ func (s *Server) seal(ctx context.Context, t ticket) (string, error) {
 
 // noUpload answers for a token that is not ours, or not this tenant's: which of them is nobody's business.
 func noUpload(message string) *Problem {
-	p := problem(http.StatusNotFound, message)
-	p.Errors = []commands.Fault{{Field: "upload", Message: message}}
-	return p
+	return wrong(http.StatusNotFound, "upload", message)
 }
 
 // open reads a token.
@@ -178,8 +174,8 @@ const headerReads = 64
 
 // stored finds the picture that a client stored itself. From here on the request is about the version of it
 // that is there now: if it is overwritten or deleted, the request fails, and no job is made of either.
-func (s *Server) stored(ctx context.Context, u *upload, tenant string) (*source, error) {
-	t, err := s.open(ctx, tenant, u.token)
+func (s *Server) stored(ctx context.Context, u *upload) (*source, error) {
+	t, err := s.open(ctx, tenantOf(ctx), u.token)
 	if err != nil {
 		return nil, err
 	}
@@ -218,8 +214,8 @@ func changed(err error, otherwise string) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, blob.ErrChanged):
-		p := problem(http.StatusConflict, "upload was overwritten or deleted while it was taken in. No job was made of it; send the same request again once nobody writes to it.")
-		p.Errors, p.cause = []commands.Fault{{Field: "upload", Message: p.Detail}}, err
+		p := wrong(http.StatusConflict, "upload", "upload was overwritten or deleted while it was taken in. No job was made of it; send the same request again once nobody writes to it.")
+		p.cause = err
 		return p
 	}
 	return unavailable(otherwise, err)

@@ -32,11 +32,16 @@ func problem(status int, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
 }
 
-// invalid answers 422 and names the field.
-func invalid(field, message string) *Problem {
-	p := problem(http.StatusUnprocessableEntity, message)
+// wrong answers what is wrong with one field, and names it.
+func wrong(status int, field, message string) *Problem {
+	p := problem(status, message)
 	p.Errors = []commands.Fault{{Field: field, Message: message}}
 	return p
+}
+
+// invalid is wrong with 422.
+func invalid(field, message string) *Problem {
+	return wrong(http.StatusUnprocessableEntity, field, message)
 }
 
 // unavailable answers 503: the same request may succeed after a pause.

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -48,7 +47,7 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	defer u.Close()
 	if u.file != nil {
 		u.source = s.received(u.file)
-	} else if u.source, err = s.stored(r.Context(), u, tenantOf(r.Context())); err != nil {
+	} else if u.source, err = s.stored(r.Context(), u); err != nil {
 		return Accepted{}, err
 	}
 	header, err := s.sniff(u.source)
@@ -59,14 +58,13 @@ func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 		return Accepted{}, faults
 	}
 	s.OnSubmission(u.operations)
-	sum, err := u.source.hash(r.Context())
-	if err != nil {
+	if u.source.sum, err = u.source.hash(r.Context()); err != nil {
 		return Accepted{}, err
 	}
 	command := commands.Submit{
 		Tenant: tenantOf(r.Context()), RequestID: r.Header.Get(requestIDHeader), TraceParent: telemetry.TraceParent(r.Context()),
 		Operations: u.operations, Parameters: u.parameters,
-		Source: &events.Source{Sha256: hex.EncodeToString(sum[:]), Bytes: u.source.size,
+		Source: &events.Source{Sha256: hex.EncodeToString(u.source.sum[:]), Bytes: u.source.size,
 			Width: int32(header.Width), Height: int32(header.Height), Format: header.Format},
 		At: time.Now(),
 	}
@@ -216,11 +214,7 @@ func (s *Server) write(ctx context.Context, u *upload, command commands.Submit) 
 	if op, ok := operations.Find(command.Source.GetFormat()); ok {
 		contentType = op.ContentType
 	}
-	sum, err := hex.DecodeString(command.Source.GetSha256())
-	if err != nil {
-		return "", err
-	}
-	if err := u.source.keep(ctx, command.Source.GetKey(), [sha256.Size]byte(sum), contentType); err != nil {
+	if err := u.source.keep(ctx, command.Source.GetKey(), u.source.sum, contentType); err != nil {
 		return "", err
 	}
 	token, err := s.append(ctx, decided[0])

@@ -224,8 +224,7 @@ func describe(f *fuego.Server) ([]byte, error) {
 	deletion := doc.Paths.Value("/api/jobs/{job_id}").Delete
 	deletion.Responses.Delete("200")
 	deletion.Responses.Set("204", &openapi3.ResponseRef{Value: openapi3.NewResponse().WithDescription("Deleted")})
-	deletion.Responses.Value("204").Value.Headers = openapi3.Headers{PositionHeader: &openapi3.HeaderRef{Value: &openapi3.Header{
-		Parameter: openapi3.Parameter{Description: "Position of the event; pass it as after= to a query", Schema: text.NewRef()}}}}
+	tellHeader(deletion.Responses.Value("204").Value, PositionHeader, "Position of the event; pass it as after= to a query")
 	for _, name := range []string{"Accepted", "Cancelled", "Retried", "Redelivered", "Job", "JobHistory"} { // the framework passes over the tag
 		doc.Components.Schemas[name].Value.Properties["job_id"] = openapi3.NewUUIDSchema().NewRef()
 	}

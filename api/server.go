@@ -266,24 +266,27 @@ func (s *Server) HoldKeys(ctx context.Context) error {
 	if err := s.APIKeys.Load(ctx); err != nil {
 		return err
 	}
+	return s.holdTenants(ctx)
+}
+
+// RefreshKeys goes on doing so until ctx is done.
+func (s *Server) RefreshKeys(ctx context.Context) error {
+	return s.APIKeys.Run(ctx, func(ctx context.Context) {
+		if err := s.holdTenants(ctx); err != nil && ctx.Err() == nil {
+			s.Log.Warn("the key that protects a tenant's file names cannot be read", "error", err)
+		}
+	})
+}
+
+// holdTenants takes the keys that protect file names of tenants with an API key into memory.
+// The error names the tenant.
+func (s *Server) holdTenants(ctx context.Context) error {
 	for _, tenant := range s.APIKeys.Tenants() {
 		if err := s.Keys.Hold(ctx, tenant); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// RefreshKeys goes on doing so until ctx is done.
-func (s *Server) RefreshKeys(ctx context.Context) error {
-	return s.APIKeys.Run(ctx, func(ctx context.Context) {
-		for _, tenant := range s.APIKeys.Tenants() {
-			if err := s.Keys.Hold(ctx, tenant); err != nil && ctx.Err() == nil {
-				s.Log.Warn("the key that protects a tenant's file names cannot be read", "tenant", tenant, "error", err)
-				return
-			}
-		}
-	})
 }
 
 // Spec is the OpenAPI document.
@@ -354,20 +357,15 @@ func connectionOf(r *http.Request) *http.ResponseController {
 
 // unrouted tells an unknown path from a known one asked with another method.
 func (s *Server) unrouted(w http.ResponseWriter, r *http.Request) *Problem {
-	var allowed, exactly []string
+	var allowed []string
+	named := s.named[r.URL.Path]
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		other := r.Clone(r.Context())
 		other.Method = method
 		_, pattern := s.mux.Handler(other)
-		if pattern != "" {
+		if pattern != "" && (!named || pattern == method+" "+r.URL.Path) { // what is named in full is not meant as a parameter
 			allowed = append(allowed, method)
 		}
-		if pattern == method+" "+r.URL.Path {
-			exactly = append(exactly, method)
-		}
-	}
-	if len(exactly) > 0 { // what is named in full is not meant as a parameter
-		allowed = exactly
 	}
 	if len(allowed) > 0 {
 		list := strings.Join(allowed, ", ")

@@ -68,6 +68,8 @@ type source struct {
 	field string
 	size  int64
 	io.ReaderAt
+	// sum is what hash gave.
+	sum [sha256.Size]byte
 	// hash may read all of it; keep stores it for good, at a key and as a type.
 	hash func(ctx context.Context) ([sha256.Size]byte, error)
 	keep func(ctx context.Context, key string, sum [sha256.Size]byte, contentType string) error
@@ -158,9 +160,7 @@ func (s *Server) tooLarge() *Problem {
 	if s.cfg.MaxUploadBytes%(1<<20) == 0 {
 		limit = fmt.Sprintf("%dMB", s.cfg.MaxUploadBytes>>20)
 	}
-	p := problem(http.StatusRequestEntityTooLarge, "File exceeds "+limit+" limit")
-	p.Errors = []commands.Fault{{Field: "file", Message: p.Detail}}
-	return p
+	return wrong(http.StatusRequestEntityTooLarge, "file", "File exceeds "+limit+" limit")
 }
 
 func (s *Server) readPart(u *upload, fields map[string]string, part *multipart.Part) error {
@@ -193,9 +193,7 @@ func (s *Server) readFile(u *upload, part *multipart.Part) error {
 	sent := part.Header.Get("Content-Type")
 	media, _, err := mime.ParseMediaType(sent)
 	if err != nil || !slices.Contains(acceptedTypes, media) {
-		p := problem(http.StatusBadRequest, fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", shown(sent), strings.Join(acceptedTypes, ", ")))
-		p.Errors = []commands.Fault{{Field: "file", Message: p.Detail}}
-		return p
+		return wrong(http.StatusBadRequest, "file", fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", shown(sent), strings.Join(acceptedTypes, ", ")))
 	}
 	u.name = baseName(part.FileName())
 	u.file, err = s.spool(part)

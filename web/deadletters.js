@@ -1,6 +1,6 @@
 // What was given up: a list, and asking for its work again, after a look at what that would do.
 
-import { h, fill, notice, loading } from "./dom.js";
+import { h, fill, notice, loading, table } from "./dom.js";
 import { when } from "./format.js";
 import { ask, get } from "./server.js";
 
@@ -40,9 +40,7 @@ export function deadLetters() {
       for (const box of body.querySelectorAll("tbody input")) box.checked = every.checked;
       enable();
     } });
-    fill(body, h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Dead letters" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, every), ["Given up", "Operation", "Reason", "Attempts", "Job", "State"].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, letters.map(row)))),
+    fill(body, table("Dead letters", [every, "Given up", "Operation", "Reason", "Attempts", "Job", "State"], letters.map(row)),
       more > 0 && h("button", { className: "quiet", onclick: () => load(next) }, `Show more (${more})`));
   }
 

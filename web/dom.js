@@ -20,6 +20,12 @@ export function fill(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false));
 }
 
+// table is one that scrolls by itself where there is no room for it.
+export function table(about, columns, rows) {
+  return h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": about }, h("table", {},
+    h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col" }, column)))), h("tbody", {}, rows)));
+}
+
 // announce has screen readers say something that others see.
 export function announce(text) {
   document.getElementById("announcer").textContent = text;

@@ -1,7 +1,7 @@
 // The view for operators: what waits, what happened, who is behind, which read models there are, what was
 // given up.
 
-import { h, fill, notice, loading } from "./dom.js";
+import { h, fill, notice, loading, table } from "./dom.js";
 import { duration, when } from "./format.js";
 import { get } from "./server.js";
 import { charts } from "./charts.js";
@@ -59,11 +59,6 @@ export async function operations(root) {
       tile("Waiting", String(sum("waiting")), `${sum("running")} running`),
       tile("Oldest waiting", oldest > 0 ? duration(oldest) : "–", `refused beyond ${duration(waiting.max_age_seconds)}`, oldest > waiting.max_age_seconds / 2 ? "warn" : ""),
       tile("Failed in the last hour", String(failed), "operations, of whatever reason", failed > 0 ? "warn" : ""));
-  }
-
-  function table(about, columns, rows) {
-    return h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": about }, h("table", {},
-      h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows)));
   }
 
   const line = (data, name, cells) => h("tr", { dataset: data }, h("th", { scope: "row" }, h("code", {}, name)), cells.map((cell) => h("td", {}, cell)));

@@ -1,6 +1,6 @@
 // The read models that there are: the live one, and what replays have made, or make, beside it.
 
-import { h, fill, notice, loading } from "./dom.js";
+import { h, fill, notice, loading, table } from "./dom.js";
 import { bytes, when } from "./format.js";
 
 // A state in words, its colour, and what to do about it.
@@ -23,9 +23,7 @@ export function readModels() {
   function show(answer) {
     const all = answer.read_models;
     if (all.length === 0) { fill(body, notice("empty", "No read model", "pixtools replay --promote makes one of the log.")); return; }
-    fill(body, h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Read models" }, h("table", {},
-      h("thead", {}, h("tr", {}, ["Name", "State", "Since", "Size", "Replay"].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, all.map(row)))));
+    fill(body, table("Read models", ["Name", "State", "Since", "Size", "Replay"], all.map(row)));
   }
 
   function row(model) {

@@ -22,7 +22,7 @@ async function show() {
   delete main.dataset.at; // it says which view is shown, once it is
   current?.stop?.();
   current = undefined;
-  const [, load, entry, scope] = views.find(([pattern]) => pattern.test(address)) ?? [];
+  const [pattern, load, entry, scope] = views.find(([pattern]) => pattern.test(address)) ?? [];
   for (const link of document.querySelectorAll(".bar nav a")) {
     if (link.textContent === entry) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -39,11 +39,11 @@ async function show() {
       asked.catch(() => { asked = undefined; }); // it is asked again
     }
     await asked;
-    const view = !session.admitted() ? session.signIn : session.may(scope) ? await load() : (root) => session.lacking(root, scope, notice);
+    const view = !session.admitted() ? session.signIn : session.may(scope) ? await load() : (root) => session.lacking(root, scope);
     if (mine !== turn) return; // another was asked for meanwhile
     const root = h("div", { className: "view" });
     fill(main, root);
-    current = await view(root, address.match(views.find(([pattern]) => pattern.test(address))[0])[1]);
+    current = await view(root, address.match(pattern)[1]);
     if (mine !== turn) { current?.stop?.(); return; }
     document.title = `${current.title} — PixTools`;
     main.dataset.at = address;

@@ -1,7 +1,7 @@
 // Who is signed in. The key itself is not kept: the server gives the browser a cookie for it,
 // which no script can read.
 
-import { h, fill } from "./dom.js";
+import { h, fill, notice } from "./dom.js";
 import { ask, get, settings } from "./server.js";
 import * as local from "./local.js";
 
@@ -10,7 +10,7 @@ let session;
 // may says whether whoever is signed in has a scope; where no keys are asked for, everybody has.
 export const may = (scope) => session?.scopes.includes(scope) ?? false;
 
-// whole is false where a key is needed and nobody is signed in.
+// admitted is false where a key is needed and nobody is signed in.
 export const admitted = () => session !== undefined && (session.authentication === "off" || session.signed_in);
 
 // begin asks who is signed in, and shows it.
@@ -39,15 +39,19 @@ function show() {
 }
 
 async function signOut() {
-  take((await ask("/api/session", { method: "DELETE" })).data);
+  changed((await ask("/api/session", { method: "DELETE" })).data);
+}
+
+// changed takes another session, and has the page shown anew.
+function changed(answer) {
+  take(answer);
   window.dispatchEvent(new CustomEvent("session"));
 }
 
 // ended: the server takes us for nobody.
 export function ended() {
   if (session?.authentication !== "keys" || !session.signed_in) return;
-  take({ ...session, signed_in: false, scopes: [] });
-  window.dispatchEvent(new CustomEvent("session"));
+  changed({ ...session, signed_in: false, scopes: [] });
 }
 
 // signIn is the view that asks for a key.
@@ -67,8 +71,7 @@ export function signIn(root) {
     button.disabled = true;
     message.textContent = "";
     try {
-      take((await ask("/api/session", { method: "POST", key: key.value.trim() })).data);
-      window.dispatchEvent(new CustomEvent("session"));
+      changed((await ask("/api/session", { method: "POST", key: key.value.trim() })).data);
     } catch (error) {
       message.textContent = error.message;
       button.disabled = false;
@@ -79,7 +82,7 @@ export function signIn(root) {
 }
 
 // lacking is the view in place of one that the key may not see.
-export function lacking(root, scope, notice) {
+export function lacking(root, scope) {
   fill(root, h("h1", {}, "Not for this key"), notice("empty", `This needs the scope ${scope}`, "Sign out, and in again with a key that has it."));
   return { title: "Not for this key" };
 }

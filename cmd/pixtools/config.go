@@ -134,10 +134,7 @@ type config struct {
 // loadConfig reads the environment and reports every fault in it at once.
 func loadConfig() (config, error) {
 	l := load(env.ToMap(os.Environ()))
-	if len(l.faults) > 0 {
-		return l.config, fmt.Errorf("configuration:\n%w", errors.Join(l.faults...))
-	}
-	return l.config, nil
+	return l.config, l.fault()
 }
 
 // loaded is a configuration, where it comes from, and what is wrong with it.
@@ -148,6 +145,14 @@ type loaded struct {
 	// unknown tells of variables that look like misspelt ones.
 	unknown []string
 	faults  []error
+}
+
+// fault is everything that is wrong.
+func (l loaded) fault() error {
+	if len(l.faults) == 0 {
+		return nil
+	}
+	return fmt.Errorf("configuration:\n%w", errors.Join(l.faults...))
 }
 
 // Where the value of a variable comes from.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,11 +18,13 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/apikeys"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/eventlog"
@@ -51,8 +54,8 @@ type legacyImport struct {
 	retries *kafka.Publisher // what workers are to take up
 	claims  *redis.Client    // ours; nil where REDIS_URL is not set
 	gauge   *gauge
-	next    time.Time // when the next batch may be written
-	ends    []func()  // what is to be closed, the last first
+	pace    *rate.Limiter
+	ends    []func() // what is to be closed, the last first
 
 	// keys lead from a job of the Python service to the id of jobs under its key here.
 	keys map[uuid.UUID]uuid.UUID
@@ -130,7 +133,7 @@ func importLegacyCommand() *cobra.Command {
 	flags.StringVar(&l.redis, "redis", "", "its REDIS_URL; else IMPORT_LEGACY_REDIS_URL; without either, keys are left out")
 	flags.StringVar(&l.table, "table", "jobs", "its table of jobs, with the schema if need be")
 	flags.StringVar(&l.pattern, "key-pattern", "idempotency:"+legacy.KeyPlace, "how its idempotency keys are called in Redis")
-	flags.StringVar(&l.tenant, "tenant", "default", "whose the jobs are")
+	flags.StringVar(&l.tenant, "tenant", apikeys.DefaultTenant, "whose the jobs are")
 	flags.StringVar(&l.since, "since", "", "only jobs made since a time (2026-11-24T12:00:00Z), or a while ago (720h)")
 	flags.StringVar(&l.unfinished, "unfinished", unfinishedFail, "what becomes of operations that it never finished: fail, or resubmit")
 	flags.DurationVar(&l.idle, "idle", 10*time.Minute, "for how long the row of an unfinished job must not have changed; others are left for a later run")
@@ -205,13 +208,14 @@ func (l *legacyImport) open(ctx context.Context) error {
 	}
 	l.ends = append(l.ends, l.parts.close)
 	cfg := &l.parts.cfg
-	l.database, l.redis = orElse(l.database, cfg.Legacy.DatabaseURL), orElse(l.redis, cfg.Legacy.RedisURL)
+	l.database, l.redis = cmp.Or(l.database, cfg.Legacy.DatabaseURL), cmp.Or(l.redis, cfg.Legacy.RedisURL)
 	if l.rate != 0 {
 		cfg.Legacy.Rate = l.rate
 		if err := cfg.Legacy.Validate(); err != nil {
 			return fmt.Errorf("--rate: %w", err)
 		}
 	}
+	l.pace = rate.NewLimiter(rate.Limit(cfg.Legacy.Rate), jobsAtOnce)
 	if l.database == "" {
 		return errors.New("--database is missing: give the Python service's DATABASE_URL, or set IMPORT_LEGACY_DATABASE_URL")
 	}
@@ -226,7 +230,7 @@ func (l *legacyImport) open(ctx context.Context) error {
 	l.objects.From, l.objects.Always, l.objects.MaxBytes = l.objects.To, l.copyObjects, cfg.Legacy.MaxObjectBytes
 	if l.fromBucket != "" || l.fromEndpoint != "" {
 		theirs := cfg.Blob
-		theirs.Bucket, theirs.Endpoint, theirs.Region = orElse(l.fromBucket, theirs.Bucket), orElse(l.fromEndpoint, theirs.Endpoint), orElse(l.fromRegion, theirs.Region)
+		theirs.Bucket, theirs.Endpoint, theirs.Region = cmp.Or(l.fromBucket, theirs.Bucket), cmp.Or(l.fromEndpoint, theirs.Endpoint), cmp.Or(l.fromRegion, theirs.Region)
 		if cfg.Legacy.AccessKeyID != "" {
 			theirs.AccessKeyID, theirs.SecretAccessKey = cfg.Legacy.AccessKeyID, cfg.Legacy.SecretAccessKey
 		}
@@ -291,13 +295,6 @@ func (l *legacyImport) openForWriting(ctx context.Context) error {
 	l.retries = kafka.NewPublisher(client, cfg.Kafka.DeliveryTimeout)
 	l.ends = append(l.ends, client.Close)
 	return nil
-}
-
-func orElse(text, other string) string {
-	if text == "" {
-		return other
-	}
-	return text
 }
 
 // work looks at everything, tells what is wrong, and then writes what is not.
@@ -642,18 +639,15 @@ func (l *legacyImport) writeBatch(ctx context.Context, batch []candidate) error 
 		if !batch[i].isNew {
 			continue
 		}
-		for _, e := range a.events {
-			r, err := e.Record()
-			if err != nil {
-				return err
-			}
-			records = append(records, r)
+		told, err := events.Records(a.events)
+		if err != nil {
+			return err
 		}
+		records = append(records, told...)
 	}
-	if err := pause(ctx, time.Until(l.next)); err != nil {
+	if err := l.pace.WaitN(ctx, len(batch)); err != nil {
 		return err
 	}
-	l.next = time.Now().Add(time.Duration(float64(len(batch)) / l.parts.cfg.Legacy.Rate * float64(time.Second)))
 	if err := l.commit(ctx, records); err != nil {
 		return err
 	}
@@ -722,7 +716,7 @@ func (l *legacyImport) adopt(ctx context.Context, job legacy.Job) (a adopted, er
 	case job.Unfinished():
 		c.Code, c.Message = codeLegacyUnfinished, "the service that the job came from did not finish it"
 	case job.Status == legacy.Failed:
-		c.Code, c.Message = codeLegacyFailed, orElse(job.Reason(), "it failed in the service that the job came from")
+		c.Code, c.Message = codeLegacyFailed, cmp.Or(job.Reason(), "it failed in the service that the job came from")
 	default:
 		c.Code, c.Message = codeLegacyNoResult, "the service that the job came from named no result"
 	}
@@ -787,7 +781,7 @@ const gone = "gone"
 func (l *legacyImport) takeSource(ctx context.Context, job legacy.Job, c *commands.Adopt, a *adopted) error {
 	prefix := blob.RawPrefix + job.ID + "/"
 	c.Source = &events.Source{Key: prefix + gone}
-	found, err := l.take(ctx, job.SourceKey, prefix, job.FileName, func(sha256, _ string) string { return sha256 })
+	found, err := l.take(ctx, job.SourceKey, prefix, job.FileName, func(sha256 string) string { return sha256 })
 	switch {
 	case errors.Is(err, blob.ErrNotFound):
 		c.SourceGone = true
@@ -812,7 +806,7 @@ func (l *legacyImport) takeResults(ctx context.Context, job legacy.Job, c *comma
 			continue // Decide says so
 		}
 		prefix := blob.ProcessedPrefix + job.ID + "/"
-		found, err := l.take(ctx, key, prefix, job.FileName, func(sha256, _ string) string { return name + "/" + sha256 + "." + op.Extension })
+		found, err := l.take(ctx, key, prefix, job.FileName, func(sha256 string) string { return name + "/" + sha256 + "." + op.Extension })
 		switch {
 		case errors.Is(err, blob.ErrNotFound):
 			c.Results[name], c.Gone[name] = &events.Artifact{Key: prefix + name + "/" + gone, Format: op.Format}, true
@@ -823,13 +817,13 @@ func (l *legacyImport) takeResults(ctx context.Context, job legacy.Job, c *comma
 		}
 		a.read++
 		c.Results[name] = &events.Artifact{Key: found.Key, Sha256: found.SHA256, Bytes: found.Bytes, Width: int32(found.Width), Height: int32(found.Height),
-			Format: orElse(found.Format, op.Format)}
+			Format: cmp.Or(found.Format, op.Format)}
 	}
 	return nil
 }
 
 // take reads an object; blob.ErrNotFound also where nobody knows its key.
-func (l *legacyImport) take(ctx context.Context, key, prefix, fileName string, named func(sha256, format string) string) (legacy.Object, error) {
+func (l *legacyImport) take(ctx context.Context, key, prefix, fileName string, named func(sha256 string) string) (legacy.Object, error) {
 	if key == "" {
 		return legacy.Object{}, blob.ErrNotFound
 	}

@@ -13,9 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -39,6 +37,7 @@ type keeper struct {
 	cfg        config
 	log        *slog.Logger
 	client     *kgo.Client
+	pool       *pgxpool.Pool // of a command; nil in a role
 	reader     *projections.Reader
 	publisher  *kafka.Publisher
 	partitions int
@@ -154,11 +153,10 @@ func (s *services) janitor(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	s.roles.runs("janitor", joined(subscriber.Joined, consumer.Group))
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.cfg.StopTimeout}, watermill.NewSlogLogger(slog.New(withoutHandlerErrors{log.Handler()})))
+	router, err := s.router(log)
 	if err != nil {
 		return err
 	}
-	router.AddMiddleware(middleware.Recoverer)
 	router.AddConsumerHandler(consumer.Group, events.Topic, subscriber, work.Handle)
 	group.Go(func() error { return reader.Listen(ctx) })
 	group.Go(func() error { return router.Run(context.WithoutCancel(ctx)) })
@@ -282,7 +280,7 @@ func (p *parts) keeper(ctx context.Context) (k keeper, end func(), err error) {
 		pool.Close()
 		return k, nil, err
 	}
-	k = keeper{cfg: p.cfg, log: p.log, client: client, reader: projections.NewReader(p.cfg.Read, pool, t.ID, p.log),
+	k = keeper{cfg: p.cfg, log: p.log, client: client, pool: pool, reader: projections.NewReader(p.cfg.Read, pool, t.ID, p.log),
 		publisher: kafka.NewPublisher(client, p.cfg.Kafka.DeliveryTimeout), partitions: len(t.Ranges)}
 	listening, stop := context.WithCancel(ctx)
 	done := make(chan struct{})

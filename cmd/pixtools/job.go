@@ -141,8 +141,12 @@ func oneJob(cmd *cobra.Command, args []string) error {
 	if err := cobra.ExactArgs(1)(cmd, args); err != nil {
 		return err
 	}
-	if _, err := uuid.Parse(args[0]); err != nil {
-		return fmt.Errorf("%q is no job id: that is a UUID, as submit prints it", args[0])
+	return checkJobID(args[0])
+}
+
+func checkJobID(text string) error {
+	if _, err := uuid.Parse(text); err != nil {
+		return fmt.Errorf("%q is no job id: that is a UUID, as submit prints it", text)
 	}
 	return nil
 }

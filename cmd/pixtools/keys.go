@@ -12,8 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pixtools/pixtools/internal/apikeys"
-	"github.com/pixtools/pixtools/internal/embedded"
-	"github.com/pixtools/pixtools/projections"
 )
 
 func keysCommand() *cobra.Command {
@@ -26,21 +24,10 @@ func keysCommand() *cobra.Command {
 }
 
 // withKeys gives the table of API keys.
-func withKeys(ctx context.Context, do func(*pgxpool.Pool, apikeys.Config) error) error {
-	p := parts{}
-	if _, err := p.reach(ctx, embedded.Needs{Postgres: true}); err != nil {
-		return err
-	}
-	defer p.close()
-	pool, err := projections.Open(p.cfg.Read, projections.Schema)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	if err := apikeys.Migrate(ctx, pool); err != nil {
-		return err
-	}
-	return do(pool, p.cfg.API.Keys)
+func withKeys(ctx context.Context, do func(context.Context, *pgxpool.Pool, apikeys.Config) error) error {
+	return withSecrets(ctx, apikeys.Migrate, func(ctx context.Context, p *parts, pool *pgxpool.Pool) error {
+		return do(ctx, pool, p.cfg.API.Keys)
+	})
 }
 
 func keysCreate() *cobra.Command {
@@ -72,8 +59,8 @@ func keysCreate() *cobra.Command {
 			if err := wanted.Validate(); err != nil {
 				return err
 			}
-			return withKeys(cmd.Context(), func(pool *pgxpool.Pool, cfg apikeys.Config) error {
-				text, k, err := apikeys.Create(cmd.Context(), pool, cfg, wanted)
+			return withKeys(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, cfg apikeys.Config) error {
+				text, k, err := apikeys.Create(ctx, pool, cfg, wanted)
 				if err != nil {
 					return err
 				}
@@ -119,8 +106,8 @@ func keysList() *cobra.Command {
 		Short: "List keys, those that are revoked or have expired, too",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withKeys(cmd.Context(), func(pool *pgxpool.Pool, _ apikeys.Config) error {
-				keys, err := apikeys.List(cmd.Context(), pool, tenant)
+			return withKeys(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, _ apikeys.Config) error {
+				keys, err := apikeys.List(ctx, pool, tenant)
 				if err != nil {
 					return err
 				}
@@ -171,8 +158,8 @@ func keysRevoke() *cobra.Command {
 			} else if !apikeys.IsID(id) {
 				return fmt.Errorf("this is no id of an API key; `pixtools keys list` shows them")
 			}
-			return withKeys(cmd.Context(), func(pool *pgxpool.Pool, cfg apikeys.Config) error {
-				k, err := apikeys.Revoke(cmd.Context(), pool, id)
+			return withKeys(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, cfg apikeys.Config) error {
+				k, err := apikeys.Revoke(ctx, pool, id)
 				if err != nil {
 					return err
 				}

@@ -8,11 +8,14 @@ import (
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/eventlog"
 	"github.com/pixtools/pixtools/processors"
 	"github.com/pixtools/pixtools/processors/engine"
+	"github.com/pixtools/pixtools/projections"
 )
 
 // parts are what a command works on: configured ones, those of a PixTools that runs in the
@@ -31,6 +34,30 @@ type parts struct {
 	log     *slog.Logger
 	brokers *eventlog.Brokers
 	own     *embedded.Parts
+}
+
+// leastForSecrets is what a command gets to change secrets, in a database whose queries are
+// bounded more tightly.
+const leastForSecrets = 10 * time.Second
+
+// withSecrets finds the database, has migrate make what it must have, and does something with it.
+func withSecrets(ctx context.Context, migrate func(context.Context, *pgxpool.Pool) error, do func(context.Context, *parts, *pgxpool.Pool) error) error {
+	var p parts
+	if _, err := p.reach(ctx, embedded.Needs{Postgres: true}); err != nil {
+		return err
+	}
+	defer p.close()
+	pool, err := projections.Open(p.cfg.Read, projections.Schema)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	ctx, cancel := context.WithTimeout(ctx, max(p.cfg.Read.QueryTimeout, leastForSecrets))
+	defer cancel()
+	if err := migrate(ctx, pool); err != nil {
+		return fmt.Errorf("%w; DATABASE_URL must name the database of the PixTools that is meant", err)
+	}
+	return do(ctx, &p, pool)
 }
 
 // open reaches the parts, and connects to the log.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/time/rate"
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/commands/operations"
@@ -105,7 +106,7 @@ func (r reprocess) start(ctx context.Context) error {
 	m.counts = "results"
 	defer m.finish()
 	reader := projections.NewReader(p.cfg.Read, pool, [16]byte{}, p.log)
-	queue := &turns{reader: reader, cfg: p.cfg.Reprocess, gauge: m}
+	queue := &turns{reader: reader, cfg: p.cfg.Reprocess, gauge: m, pace: rate.NewLimiter(rate.Limit(p.cfg.Reprocess.Rate), 1)}
 	work := processors.Reprocess{Again: again, Turn: queue.wait, State: func(ctx context.Context, tenant, id string) (*events.Job, error) {
 		job, err := reader.Job(ctx, tenant, id)
 		if errors.Is(err, projections.ErrNotFound) {
@@ -285,7 +286,7 @@ type turns struct {
 	reader *projections.Reader
 	cfg    processors.ReprocessConfig
 	gauge  *gauge
-	next   time.Time
+	pace   *rate.Limiter
 }
 
 func (t *turns) wait(ctx context.Context) error {
@@ -308,11 +309,7 @@ func (t *turns) wait(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := pause(ctx, time.Until(t.next)); err != nil {
-		return err
-	}
-	t.next = time.Now().Add(time.Duration(float64(time.Second) / t.cfg.Rate))
-	return nil
+	return t.pace.Wait(ctx)
 }
 
 func pause(ctx context.Context, d time.Duration) error {

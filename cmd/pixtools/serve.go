@@ -82,13 +82,14 @@ func serveCommand() *cobra.Command {
 					return fmt.Errorf("--roles: %q is no role; there are %s", role, strings.Join(allRoles, ", "))
 				}
 			}
-			cfg, err := loadConfig()
-			if err != nil {
+			l := load(env.ToMap(os.Environ()))
+			if err := l.fault(); err != nil {
 				return err
 			}
+			cfg := l.config
 			log := slog.New(telemetry.NewHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level})))
 			slog.SetDefault(log)
-			for _, doubt := range misspelt(env.ToMap(os.Environ())) {
+			for _, doubt := range l.unknown {
 				log.Warn(doubt)
 			}
 			return serve(cmd.Context(), cfg, roles, log)
@@ -278,8 +279,6 @@ func connect(ctx context.Context, cfg config, needs embedded.Needs, log *slog.Lo
 	if err != nil {
 		return nil, err
 	}
-	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = cfg.RedisTimeout, cfg.RedisTimeout, cfg.RedisTimeout
-	options.PoolTimeout, options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = cfg.RedisTimeout, -1, 1, true
 	s.redis = redis.NewClient(options)
 	s.redis.AddHook(telemetry.RedisFaults{})
 	return s, nil
@@ -482,14 +481,23 @@ func (s *services) ml(ctx context.Context, group *errgroup.Group) error {
 	return s.process(ctx, group, "ml", []processors.Operation{processors.Denoise}, consumer, worker, pool, children, report)
 }
 
+// router has handlers called for what subscribers deliver; one that panics has failed.
+func (s *services) router(log *slog.Logger) (*message.Router, error) {
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.cfg.StopTimeout}, watermill.NewSlogLogger(slog.New(withoutHandlerErrors{log.Handler()})))
+	if err != nil {
+		return nil, err
+	}
+	router.AddMiddleware(middleware.Recoverer)
+	return router, nil
+}
+
 // process runs a consumer group for each operation, over children of the picture engine.
 func (s *services) process(ctx context.Context, group *errgroup.Group, role string, ops []processors.Operation, consumer kafka.SubscriberConfig,
 	cfg processors.WorkerConfig, children engine.Config, most int, report processors.Report) error {
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: s.cfg.StopTimeout}, watermill.NewSlogLogger(slog.New(withoutHandlerErrors{s.log.Handler()})))
+	router, err := s.router(s.log)
 	if err != nil {
 		return err
 	}
-	router.AddMiddleware(middleware.Recoverer)
 	children.Precedence = s.precedence
 	var pools []*engine.Pool
 	var subscribers []*kafka.Subscriber
@@ -692,7 +700,6 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	})
 	entrance.leadTo(handler)
 	s.roles.runs("api", func() error { return nil })
-	fmt.Printf("PixTools is at http://%s\n", shownAddress(listener.Addr().String()))
 	fmt.Printf("PixTools is at http://%s (%s)\n", shownAddress(listener.Addr().String()), s.access(listener.Addr()))
 	return nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -39,8 +38,8 @@ func configCommand() *cobra.Command {
 			if err := show(cmd.OutOrStdout()); err != nil {
 				return err
 			}
-			if len(l.faults) > 0 {
-				return fmt.Errorf("configuration:\n%w", errors.Join(l.faults...))
+			if err := l.fault(); err != nil {
+				return err
 			}
 			return nil
 		},

@@ -75,16 +75,11 @@ func (e erasure) run(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	pool, err := projections.Open(p.cfg.Read, projections.Schema)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	if err := secrets.Migrate(ctx, pool); err != nil {
+	if err := secrets.Migrate(ctx, k.pool); err != nil {
 		return err
 	}
 	if e.confirm == "" {
-		return e.preview(ctx, k, func() (int64, error) { return secrets.Held(ctx, pool, e.tenant) })
+		return e.preview(ctx, k, func() (int64, error) { return secrets.Held(ctx, k.pool, e.tenant) })
 	}
 	// The jobs first: what ends in between leaves keys, and the command goes on when it is repeated.
 	if e.deleteJobs {
@@ -92,7 +87,7 @@ func (e erasure) run(ctx context.Context) error {
 			return err
 		}
 	}
-	n, err := secrets.Forget(ctx, pool, e.tenant)
+	n, err := secrets.Forget(ctx, k.pool, e.tenant)
 	if err != nil {
 		return err
 	}

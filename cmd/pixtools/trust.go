@@ -65,6 +65,8 @@ func (c config) redis() (*redis.Options, error) {
 		}
 		return nil, fmt.Errorf("REDIS_URL is not of the form redis://user:password@host:port/0, or rediss:// for TLS (user, password and number may be absent, and characters such as @ in them be written %%40): %w", err)
 	}
+	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = c.RedisTimeout, c.RedisTimeout, c.RedisTimeout
+	options.PoolTimeout, options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = c.RedisTimeout, -1, 1, true
 	ca, cert, key := trust.File{Variable: "REDIS_CA_FILE", Path: c.RedisCAFile},
 		trust.File{Variable: "REDIS_CLIENT_CERT_FILE", Path: c.RedisCertFile}, trust.File{Variable: "REDIS_CLIENT_KEY_FILE", Path: c.RedisKeyFile}
 	trusting, err := trust.Client(ca, cert, key)

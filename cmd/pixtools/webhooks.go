@@ -10,13 +10,13 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"github.com/pixtools/pixtools/api"
+	"github.com/pixtools/pixtools/internal/apikeys"
 	"github.com/pixtools/pixtools/internal/egress"
-	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/secrets"
-	"github.com/pixtools/pixtools/projections"
 )
 
 func webhooksCommand() *cobra.Command {
@@ -26,7 +26,7 @@ func webhooksCommand() *cobra.Command {
 	secret := &cobra.Command{Use: "secret", Args: cobra.NoArgs, RunE: help, Short: "Secrets that sign a tenant's webhooks"}
 	address := &cobra.Command{Use: "address", Args: cobra.NoArgs, RunE: help, Short: "Where a tenant's webhooks go that name no address"}
 	for _, group := range []*cobra.Command{secret, address} {
-		group.PersistentFlags().StringVar(&tenant, "tenant", "default", "whose")
+		group.PersistentFlags().StringVar(&tenant, "tenant", apikeys.DefaultTenant, "whose")
 	}
 	secret.AddCommand(secretCreate(&tenant), secretList(&tenant), secretRevoke(&tenant))
 	address.AddCommand(addressSet(&tenant), addressShow(&tenant), addressClear(&tenant))
@@ -36,23 +36,9 @@ func webhooksCommand() *cobra.Command {
 
 // withWebhooks finds the database, and does something with what it has of webhooks.
 func withWebhooks(ctx context.Context, do func(context.Context, *parts, *secrets.Webhooks) error) error {
-	var p parts
-	if _, err := p.reach(ctx, embedded.Needs{Postgres: true}); err != nil {
-		return err
-	}
-	defer p.close()
-	db, err := projections.Open(p.cfg.Read, projections.Schema)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	limit := p.cfg.Read.QueryTimeout
-	ctx, cancel := context.WithTimeout(ctx, max(limit, 10*time.Second))
-	defer cancel()
-	if err := secrets.Migrate(ctx, db); err != nil {
-		return fmt.Errorf("%w; DATABASE_URL must name the database of the PixTools that is meant", err)
-	}
-	return do(ctx, &p, secrets.NewWebhooks(db, limit, 0))
+	return withSecrets(ctx, secrets.Migrate, func(ctx context.Context, p *parts, pool *pgxpool.Pool) error {
+		return do(ctx, p, secrets.NewWebhooks(pool, p.cfg.Read.QueryTimeout, 0))
+	})
 }
 
 func secretCreate(tenant *string) *cobra.Command {
@@ -274,8 +260,8 @@ func webhooksRedeliver() *cobra.Command {
 				}
 			}
 			for _, id := range args {
-				if _, err := uuid.Parse(id); err != nil {
-					return fmt.Errorf("%q is no job id: that is a UUID, as submit prints it", id)
+				if err := checkJobID(id); err != nil {
+					return err
 				}
 			}
 			for _, id := range args {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pixtools/pixtools/internal/secrets"
 )
 
 const (
@@ -64,31 +66,20 @@ func (k Key) identity() Identity {
 	return i
 }
 
-// Migrate makes the table, in the schema that no rebuild touches. Many processes may do so at once.
+// Migrate makes the table, in the schema that no rebuild touches.
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
-	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		for _, statement := range []string{
-			"SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))",
-			"CREATE SCHEMA IF NOT EXISTS pixtools_secrets",
-			`CREATE TABLE IF NOT EXISTS pixtools_secrets.api_keys (
-				key_id             text PRIMARY KEY,
-				stored             bytea NOT NULL,
-				tenant             text NOT NULL,
-				name               text NOT NULL,
-				scopes             text[] NOT NULL,
-				submits_per_minute integer,
-				reads_per_minute   integer,
-				created_at         timestamptz NOT NULL DEFAULT now(),
-				expires_at         timestamptz,
-				revoked_at         timestamptz,
-				last_used_at       timestamptz)`,
-		} {
-			if _, err := tx.Exec(ctx, statement); err != nil {
-				return fmt.Errorf("prepare the table of API keys: %w", err)
-			}
-		}
-		return nil
-	})
+	return secrets.Prepare(ctx, pool, `CREATE TABLE IF NOT EXISTS pixtools_secrets.api_keys (
+		key_id             text PRIMARY KEY,
+		stored             bytea NOT NULL,
+		tenant             text NOT NULL,
+		name               text NOT NULL,
+		scopes             text[] NOT NULL,
+		submits_per_minute integer,
+		reads_per_minute   integer,
+		created_at         timestamptz NOT NULL DEFAULT now(),
+		expires_at         timestamptz,
+		revoked_at         timestamptz,
+		last_used_at       timestamptz)`)
 }
 
 // Request says what key is wanted.

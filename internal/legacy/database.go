@@ -270,10 +270,7 @@ func operations(raw json.RawMessage) (names []string, err error) {
 		all = slices.Sorted(maps.Keys(object))
 	}
 	for _, name := range all {
-		name = strings.ToLower(name[strings.LastIndexByte(name, '.')+1:])
-		if name == "jpeg" {
-			name = "jpg"
-		}
+		name = canonical(name[strings.LastIndexByte(name, '.')+1:])
 		if !slices.Contains(names, name) {
 			names = append(names, name)
 		}
@@ -304,10 +301,7 @@ func results(id string, keys, urls json.RawMessage) (map[string]string, error) {
 	}
 	byName := map[string]string{}
 	for operation, key := range found {
-		name := strings.ToLower(operation)
-		if name == "jpeg" {
-			name = "jpg"
-		}
+		name := canonical(operation)
 		if key != "" {
 			byName[name] = strings.TrimPrefix(key, "/")
 		}

@@ -43,7 +43,7 @@ type Object struct {
 // events may not lead, since Always says so, or it is not below prefix, or its key has the
 // file's name in it, is put into our bucket under prefix and the name that named gives. The
 // error is blob.ErrNotFound where it is gone.
-func (o Objects) Take(ctx context.Context, key, prefix, fileName string, named func(sha256, format string) string) (found Object, err error) {
+func (o Objects) Take(ctx context.Context, key, prefix, fileName string, named func(sha256 string) string) (found Object, err error) {
 	file, err := os.CreateTemp(o.Spool, "legacy-*")
 	if err != nil {
 		return found, err
@@ -74,7 +74,7 @@ func (o Objects) Take(ctx context.Context, key, prefix, fileName string, named f
 	if !o.Always && o.From == o.To && strings.HasPrefix(key, prefix) && !Tells(key[len(prefix):], fileName) {
 		return found, nil
 	}
-	found.Key = prefix + named(found.SHA256, found.Format)
+	found.Key = prefix + named(found.SHA256)
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return found, err
 	}
@@ -95,19 +95,24 @@ func Tells(key, fileName string) bool {
 	return fileName != "" && stem != "" && stem != "." && strings.Contains(strings.ToLower(key), strings.ToLower(stem))
 }
 
+// canonical is an operation's name as ours are written.
+func canonical(name string) string {
+	if name = strings.ToLower(name); name == "jpeg" {
+		return "jpg"
+	}
+	return name
+}
+
 // Orphans are results of a job that its row does not name, by operation: the Python service
 // wrote them into the row only when all were made.
 func (o Objects) Orphans(ctx context.Context, id string, names []string) (map[string]string, error) {
 	found := map[string]string{}
 	prefix := blob.ProcessedPrefix + id + "/"
 	err := o.From.List(ctx, prefix, func(object blob.Object) error {
-		words := strings.FieldsFunc(strings.ToLower(object.Key[len(prefix):]), func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })
+		words := strings.FieldsFunc(object.Key[len(prefix):], func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })
 		for _, word := range words {
-			if word == "jpeg" {
-				word = "jpg"
-			}
 			for _, name := range names {
-				if word == name {
+				if canonical(word) == name {
 					if found[name] == "" {
 						found[name] = object.Key
 					}

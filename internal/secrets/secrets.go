@@ -157,24 +157,34 @@ func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err 
 	return n, nil
 }
 
-// Migrate makes the schema. Many processes may do so at once.
+// keyTables are part of the schema.
+var keyTables = []string{
+	`CREATE TABLE IF NOT EXISTS pixtools_secrets.tenant_keys (
+		key_id     uuid PRIMARY KEY,
+		tenant     text NOT NULL,
+		key        bytea NOT NULL,
+		created_at timestamptz NOT NULL DEFAULT now())`,
+	// What was forgotten is not brought back by a back-up of before.
+	`CREATE TABLE IF NOT EXISTS pixtools_secrets.forgotten_keys (
+		key_id       uuid PRIMARY KEY,
+		tenant       text NOT NULL,
+		forgotten_at timestamptz NOT NULL DEFAULT now())`,
+	"CREATE INDEX IF NOT EXISTS tenant_keys_by_tenant ON pixtools_secrets.tenant_keys (tenant, created_at DESC)",
+}
+
+// Migrate makes the schema, and what this package has in it.
 func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
+	return Prepare(ctx, pool, slices.Concat(keyTables, webhookTables)...)
+}
+
+// Prepare makes the schema, and what statements say in it, if they are not there. Many processes
+// may do so at once.
+func Prepare(ctx context.Context, pool *pgxpool.Pool, statements ...string) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		for _, statement := range append([]string{
 			"SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))",
 			"CREATE SCHEMA IF NOT EXISTS pixtools_secrets",
-			`CREATE TABLE IF NOT EXISTS pixtools_secrets.tenant_keys (
-				key_id     uuid PRIMARY KEY,
-				tenant     text NOT NULL,
-				key        bytea NOT NULL,
-				created_at timestamptz NOT NULL DEFAULT now())`,
-			// What was forgotten is not brought back by a back-up of before.
-			`CREATE TABLE IF NOT EXISTS pixtools_secrets.forgotten_keys (
-				key_id       uuid PRIMARY KEY,
-				tenant       text NOT NULL,
-				forgotten_at timestamptz NOT NULL DEFAULT now())`,
-			"CREATE INDEX IF NOT EXISTS tenant_keys_by_tenant ON pixtools_secrets.tenant_keys (tenant, created_at DESC)",
-		}, webhookTables...) {
+		}, statements...) {
 			if _, err := tx.Exec(ctx, statement); err != nil {
 				return fmt.Errorf("prepare the secrets' schema: %w", err)
 			}
