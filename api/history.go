@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -100,6 +101,9 @@ func (s *Server) eventsOf(ctx context.Context, id string) ([]placed, error) {
 	var all []placed
 	for _, r := range records {
 		e, err := events.Decode(r)
+		if errors.Is(err, events.ErrUnknownType) {
+			continue // a newer version's projector has told us of it
+		}
 		if err != nil || e.JobID != id {
 			return nil, fmt.Errorf("the record at offset %d of partition %d is no event of job %s: the read model is of another log: %w", r.Offset, partition, id, err)
 		}

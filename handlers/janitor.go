@@ -89,7 +89,8 @@ type Janitor struct {
 	// Jobs reads jobs as the log has them, no earlier than at the call. One that is not in the
 	// answer is not in the log.
 	Jobs func(ctx context.Context, ids []string) (map[string]*events.Job, error)
-	// Told reads a job's events from the log.
+	// Told reads a job's events from the log. events.ErrUnknownType: this version does not know all
+	// that they tell.
 	Told func(ctx context.Context, id string) ([]events.Event, error)
 	// Shadows gives the keys, or the beginnings of keys up to a slash, of results that
 	// reprocessing has made and may put in place, and of those that it may put back.
@@ -391,19 +392,20 @@ func (j *Janitor) judge(ctx context.Context, batch []blob.Object, made *bloom.Bl
 	if err != nil {
 		return err
 	}
-	named := map[string]bool{} // by the events of the job that is looked at
+	named, whole := map[string]bool{}, true // by the events of the job that is looked at; whether those are known
 	read := ""
 	for _, o := range batch {
 		id := jobOf(o.Key)
 		why, certain := reason(jobs[id], o.Key)
 		if !certain && !spared(o.Key, made) {
 			if read != id {
-				if named, err = j.namedBy(ctx, id); err != nil {
+				if named, err = j.namedBy(ctx, id); err != nil && !errors.Is(err, events.ErrUnknownType) {
 					return err
 				}
-				read = id
+				read, whole = id, err == nil
 			}
 			switch {
+			case !whole: // a newer version's event may name it, and its janitor will know
 			case !named[o.Key]:
 				why = WhyOrphan
 			case now.Sub(o.ModifiedAt) > j.Results+dayMargin:
@@ -446,7 +448,7 @@ func reason(job *events.Job, key string) (why Why, certain bool) {
 		}
 		return "", known
 	}
-	return WhyOrphan, true // there is no such job
+	return WhyOrphan, false // there is no such job, as far as this version knows
 }
 
 // spared says whether reprocessing may still need an object, or lists it among what it has

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/pixtools/pixtools/events"
 )
@@ -106,17 +105,22 @@ func (r *Reader) EachOf(ctx context.Context, tenant string, each func(*events.Jo
 	return r.eachPage(ctx, "tenant = $2 AND phase <> $3", []any{tenant, int16(events.Phase_PHASE_DELETED)}, each)
 }
 
-// Events says at which offsets of its partition a job's events lie, whose ever it is.
+// Events says at which offsets of its partition a job's events lie, whose ever it is, those that
+// were passed over included.
 func (r *Reader) Events(ctx context.Context, id string) ([]int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
 	var places []byte
-	err := r.pool.QueryRow(ctx, "SELECT events FROM jobs WHERE job_id = $1", id).Scan(&places)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, ErrNotFound
-	}
+	var over []int64
+	err := r.pool.QueryRow(ctx, `SELECT (SELECT events FROM jobs WHERE job_id = $1),
+		ARRAY(SELECT DISTINCT record_offset FROM passed_over WHERE job_id = $1 AND log_id = $2)`, id, r.logID[:]).Scan(&places, &over)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return readHistory(places)
+	offsets, err := readHistory(places)
+	if offsets = append(offsets, over...); len(offsets) == 0 && err == nil {
+		err = ErrNotFound
+	}
+	slices.Sort(offsets)
+	return slices.Compact(offsets), err
 }

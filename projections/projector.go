@@ -72,6 +72,8 @@ type session struct {
 	// jobs holds the rows of jobs of partitions that we own. It is right as long
 	// as next is: nobody else wrote a job of a partition without moving its offset.
 	jobs *lru.Cache[string, row]
+	// mending says that there may be jobs to fold anew: see passedover.go.
+	mending bool
 }
 
 func (p *Projector) session(ctx context.Context) error {
@@ -100,7 +102,11 @@ func (p *Projector) session(ctx context.Context) error {
 	p.client.Store(client)
 	defer p.client.Store(nil)
 	for {
-		polling, cancel := context.WithTimeout(ctx, lookEvery)
+		wait := lookEvery
+		if s.mending {
+			wait = time.Millisecond
+		}
+		polling, cancel := context.WithTimeout(ctx, wait)
 		fetches := client.PollRecords(polling, p.cfg.BatchRecords)
 		cancel()
 		if ctx.Err() != nil || fetches.IsClientClosed() {
@@ -112,7 +118,10 @@ func (p *Projector) session(ctx context.Context) error {
 			}
 		})
 		err := s.apply(ctx, fetches)
-		if fetches.NumRecords() == 0 {
+		switch {
+		case err == nil && s.mending:
+			s.mending, err = s.mend(ctx)
+		case fetches.NumRecords() == 0:
 			err = s.look(ctx)
 		}
 		if errors.Is(err, errSwapped) {
@@ -184,6 +193,7 @@ func (s *session) seek(ctx context.Context, assigned map[string]map[int32]kgo.Of
 		assigned[events.Topic][partition] = kgo.NewOffset().At(next).WithEpoch(-1)
 	}
 	s.jobs.Purge()
+	s.mending = true
 	return assigned, nil
 }
 
@@ -218,7 +228,7 @@ func (s *session) settle(ctx context.Context) error {
 	for partition := range s.next {
 		s.next[partition] = there[partition]
 	}
-	s.table = table
+	s.table, s.mending = table, true
 	s.jobs.Purge()
 	return nil
 }
@@ -228,6 +238,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 	moved := map[int32]int64{}
 	var batch []located
 	var records []*kgo.Record // of the batch
+	var over []passedOver
 	begun := time.Now()
 	fetches.EachRecord(func(r *kgo.Record) {
 		if r.Offset < s.next[r.Partition] {
@@ -239,13 +250,15 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 		}
 		e, err := events.Decode(r)
 		switch {
-		case errors.Is(err, events.ErrUnknownType): // a newer version's: nothing of it is shown
+		case errors.Is(err, events.ErrUnknownType): // a newer version's: nothing of it is shown here
+			over = note(over, r, e, err)
 		case bug.On("projector-skips-event") && r.Offset%20 == 0:
 		case err != nil:
 			s.log.ErrorContext(telemetry.OfKey(context.Background(), string(r.Key)), "projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
 		default:
 			batch = append(batch, located{Event: e, offset: r.Offset})
 			records = append(records, r)
+			over = note(over, r, e, nil)
 		}
 	})
 	if len(moved) == 0 {
@@ -268,6 +281,9 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 			return err
 		}
 		if err := write(ctx, tx, changed); err != nil {
+			return err
+		}
+		if err := writePassedOver(ctx, tx, s.logID, over); err != nil {
 			return err
 		}
 		if err := used.write(ctx, tx); err != nil {

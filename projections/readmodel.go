@@ -116,7 +116,24 @@ func Open(cfg Config, schema string) (*pgxpool.Pool, error) {
 	return pgxpool.NewWithConfig(context.Background(), pc)
 }
 
-// Migrate brings a schema's tables up to date; many processes may do so at once.
+// ErrNewer says that a newer version's tables are no more such as this one can work on.
+var ErrNewer = errors.New("the read model's tables are those of a newer version of pixtools, and this one cannot work on them")
+
+// fits says whether this version may work on the tables that are there: on its own, and on those
+// of a newer version to which only that was added which need not be known.
+func fits(ctx context.Context, pool *pgxpool.Pool, ours []*goose.Source) error {
+	var since int64
+	if err := pool.QueryRow(ctx, "SELECT since FROM fits").Scan(&since); err != nil {
+		return fmt.Errorf("ask which versions may work on the tables: %w", err)
+	}
+	if newest := ours[len(ours)-1].Version; since > newest {
+		return fmt.Errorf("%w: they ask for migration %d, and this version knows up to %d; start a version that knows it, or make a read model of this version with `pixtools replay --promote`, while no process of the newer one runs", ErrNewer, since, newest)
+	}
+	return nil
+}
+
+// Migrate brings a schema's tables up to date; many processes may do so at once, also of several
+// versions. Tables of a newer version stay as they are. ErrNewer: this version cannot work on them.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	if err := createSchema(ctx, pool, schema); err != nil {
 		return fmt.Errorf("create schema %s: %w", schema, err)
@@ -138,6 +155,9 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	applied, err := provider.Up(ctx)
 	if err != nil {
 		return fmt.Errorf("migrate schema %s: %w", schema, err)
+	}
+	if err := fits(ctx, pool, provider.ListSources()); err != nil {
+		return fmt.Errorf("read model %s: %w", schema, err)
 	}
 	if schema != Schema || len(applied) == 0 {
 		return nil

@@ -340,12 +340,16 @@ type worker struct {
 	// that only began later nothing is kept: were such a job's beginning told once more, long after and
 	// with an earlier time, it would be taken for new.
 	past map[[16]byte]struct{}
-	// used is what is to be added to the table usage.
+	// used is what is to be added to the table usage, over to the table passed_over.
 	used ledger
+	over []passedOver
 }
 
 // heldAccounts are as many rows of usage as a worker keeps, before it adds them to the table.
 const heldAccounts = 10_000
+
+// heldPassedOver are as many records of which not all is known.
+const heldPassedOver = 10_000
 
 // filterHashes is how many bits a job sets in the filter.
 const filterHashes = 4
@@ -370,6 +374,9 @@ func (w *worker) run(ctx context.Context, chunks <-chan chunk) error {
 	if err := w.write(ctx, w.young); err != nil {
 		return err
 	}
+	if err := writePassedOver(ctx, w.pool, w.logID, w.over); err != nil {
+		return err
+	}
 	return w.used.write(ctx, w.pool)
 }
 
@@ -380,6 +387,9 @@ func (w *worker) take(ctx context.Context, c chunk) error {
 			continue
 		}
 		e, err := events.Decode(r)
+		if err == nil || errors.Is(err, events.ErrUnknownType) {
+			w.over = note(w.over, r, e, err)
+		}
 		if err != nil {
 			if !errors.Is(err, events.ErrUnknownType) && w.unreadable.Add(1) <= toldUnreadable {
 				w.log.Error("replay passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
@@ -413,6 +423,12 @@ func (w *worker) take(ctx context.Context, c chunk) error {
 		w.used.add(h.job, next, e.Event)
 		h.row = h.after(next, e.offset)
 		w.young[id] = h
+	}
+	if len(w.over) >= heldPassedOver {
+		if err := writePassedOver(ctx, w.pool, w.logID, w.over); err != nil {
+			return err
+		}
+		w.over = w.over[:0]
 	}
 	if len(w.used) >= heldAccounts {
 		if err := w.used.write(ctx, w.pool); err != nil {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -94,9 +95,13 @@ func (k keeper) passed(ctx context.Context, wanted func(int32) bool) (map[int32]
 
 func everyPartition(int32) bool { return true }
 
-// told reads a job's events from the log.
+// told reads a job's events from the log. events.ErrUnknownType: this version does not know all
+// of them.
 func (k keeper) told(ctx context.Context, id string) ([]events.Event, error) {
 	offsets, err := k.reader.Events(ctx, id)
+	if errors.Is(err, projections.ErrNotFound) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +112,11 @@ func (k keeper) told(ctx context.Context, id string) ([]events.Event, error) {
 	var all []events.Event
 	for _, r := range records {
 		e, err := events.Decode(r)
+		if err == nil || errors.Is(err, events.ErrUnknownType) {
+			if unknown := events.Unknown(r, e, err); len(unknown) > 0 {
+				return nil, fmt.Errorf("%w: %s", events.ErrUnknownType, strings.Join(unknown, ", "))
+			}
+		}
 		if err != nil || e.JobID != id {
 			return nil, fmt.Errorf("the record at offset %d is no event of job %s: the read model is of another log: %w", r.Offset, id, err)
 		}

@@ -239,6 +239,9 @@ func (r replay) compare(ctx context.Context, replayer *projections.Replayer, nam
 }
 
 func printBehind(out io.Writer, d projections.Difference) {
+	if d.Unknown > 0 {
+		fmt.Fprintf(out, "  %d more have events of a newer version, and were not compared\n", d.Unknown)
+	}
 	if d.Behind > 0 {
 		fmt.Fprintf(out, "  the live read model is %d records behind, so some of that is what it still lacks: is a projector at work?\n", d.Behind)
 	}

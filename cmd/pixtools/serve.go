@@ -345,7 +345,7 @@ func persist(ctx context.Context, log *slog.Logger, name string, prepare func(co
 func hopeless(err error) error {
 	var answer *pgconn.PgError
 	switch {
-	case errors.Is(err, kafka.ErrPartitionCount), errors.Is(err, kafka.ErrTopicSettings):
+	case errors.Is(err, kafka.ErrPartitionCount), errors.Is(err, kafka.ErrTopicSettings), errors.Is(err, projections.ErrNewer):
 		return err
 	case errors.Is(err, blob.ErrRefused):
 		return fmt.Errorf("S3 refuses us: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that may read, write and list AWS_S3_BUCKET and set its lifecycle and, with S3_CORS_ORIGINS, its CORS rules, and start pixtools again: %w", err)

@@ -110,6 +110,8 @@ type readModelSummary struct {
 	// Usage counts rows of usage that differ.
 	Usage  int64 `json:"usage"`
 	Behind int64 `json:"behind"`
+	// Unknown counts jobs of which the log has what this version does not know: they were not compared.
+	Unknown int64 `json:"unknown"`
 }
 
 func (v verify) run(ctx context.Context) error {
@@ -330,7 +332,7 @@ func (v verify) compare(ctx context.Context, p *parts, tell teller) error {
 	if err := errors.Join(err, dropped); err != nil {
 		return err
 	}
-	tell.ReadModel = &readModelSummary{Same: d.Same, Changed: d.Changed, Added: d.Added, Missing: d.Missing, Usage: d.Usage, Behind: d.Behind}
+	tell.ReadModel = &readModelSummary{Same: d.Same, Changed: d.Changed, Added: d.Added, Missing: d.Missing, Usage: d.Usage, Behind: d.Behind, Unknown: d.Unknown}
 	if d.Behind > 0 {
 		f := audit.Find(audit.ReadModel, "", "", nil, "the live read model is %d records behind the log", d.Behind)
 		f.Next = "see that a process with the role projector runs, and verify again"
@@ -388,7 +390,7 @@ func (t teller) end() error {
 	o := s.Objects
 	fmt.Fprintf(t.out, "objects: %d intact (%s), %d expired, %d missing, %d damaged, %d not looked at\n", o.Intact, mebibytes(uint64(o.Bytes)), o.Expired, o.Missing, o.Damaged, o.Left)
 	if r := s.ReadModel; r != nil {
-		fmt.Fprintf(t.out, "read model: %d jobs the same, %d changed, %d lacking, %d too many; %d rows of usage differ\n", r.Same, r.Changed, r.Added, r.Missing, r.Usage)
+		fmt.Fprintf(t.out, "read model: %d jobs the same, %d changed, %d lacking, %d too many, %d of a newer version and not compared; %d rows of usage differ\n", r.Same, r.Changed, r.Added, r.Missing, r.Unknown, r.Usage)
 	} else {
 		fmt.Fprintln(t.out, "read model: not compared")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -18,6 +19,15 @@ const seekBeyond = 1000
 // ReadOffsets reads the committed records at some offsets of a partition, which ascend,
 // through a client of its own. The number of records is that of the offsets.
 func ReadOffsets(ctx context.Context, cfg Config, log *slog.Logger, topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
+	return readAt(ctx, func(opts ...kgo.Opt) (*kgo.Client, error) { return NewClient(cfg, log, opts...) }, topic, partition, offsets)
+}
+
+// ReadAt is ReadOffsets for those who have a client's options instead of a configuration.
+func ReadAt(ctx context.Context, topic string, partition int32, offsets []int64, opts ...kgo.Opt) ([]*kgo.Record, error) {
+	return readAt(ctx, func(more ...kgo.Opt) (*kgo.Client, error) { return kgo.NewClient(slices.Concat(opts, more)...) }, topic, partition, offsets)
+}
+
+func readAt(ctx context.Context, newClient func(...kgo.Opt) (*kgo.Client, error), topic string, partition int32, offsets []int64) ([]*kgo.Record, error) {
 	if len(offsets) == 0 {
 		return nil, nil
 	}
@@ -25,7 +35,7 @@ func ReadOffsets(ctx context.Context, cfg Config, log *slog.Logger, topic string
 	if offsets[0] < 0 {
 		return nil, missing(offsets[0])
 	}
-	client, err := NewClient(cfg, log,
+	client, err := newClient(
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {partition: kgo.NewOffset().At(offsets[0])}}),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())
