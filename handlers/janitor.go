@@ -81,9 +81,11 @@ func (c JanitorConfig) Validate() error {
 type Janitor struct {
 	JanitorConfig
 	commands.Retention
-	Store *blob.Store
-	Log   *slog.Logger
-	Now   func() time.Time
+	// Uploads is how long is kept what clients stored themselves.
+	Uploads time.Duration
+	Store   *blob.Store
+	Log     *slog.Logger
+	Now     func() time.Time
 	// Due gives ended jobs that have a source (or else a result) from a time or before it.
 	Due func(ctx context.Context, source bool, until time.Time, each func(*events.Job) error) error
 	// Jobs reads jobs as the log has them, no earlier than at the call. One that is not in the
@@ -111,15 +113,18 @@ func (j *Janitor) Begin() *Janitor {
 // its lock goes on: what they do is the same.
 func (j *Janitor) Run(ctx context.Context) error {
 	var swept time.Time
+	for step, every := range map[string]time.Duration{stepExpire: j.Interval, stepUploads: j.Interval, stepSweep: j.SweepInterval} {
+		passInterval.WithLabelValues(step).Set(every.Seconds())
+		lastPass.WithLabelValues(step).SetToCurrentTime() // from here on it is ours to do
+	}
 	for {
-		if due, err := j.Expire(ctx, false); ctx.Err() == nil {
-			j.say("expired", due, err)
-		}
+		due, err := j.Expire(ctx, false)
+		j.passed(ctx, stepExpire, due, err)
+		due, err = j.ClearUploads(ctx, false)
+		j.passed(ctx, stepUploads, due, err)
 		if now := j.Now(); now.Sub(swept) >= j.SweepInterval {
 			due, err := j.Sweep(ctx, false, false)
-			if ctx.Err() == nil {
-				j.say("swept", due, err)
-			}
+			j.passed(ctx, stepSweep, due, err)
 			if err == nil {
 				swept = now
 			}
@@ -132,13 +137,27 @@ func (j *Janitor) Run(ctx context.Context) error {
 	}
 }
 
-func (j *Janitor) say(what string, tally Tally, err error) {
+// The janitor's steps.
+const (
+	stepExpire  = "expire"
+	stepUploads = "uploads"
+	stepSweep   = "sweep"
+)
+
+// passed tells of a pass that has ended; one that the stop cut off is none.
+func (j *Janitor) passed(ctx context.Context, step string, tally Tally, err error) {
 	switch {
+	case ctx.Err() != nil:
+		return
 	case err != nil:
-		j.Log.Warn("the janitor could not finish, and begins again at its next turn", "step", what, "error", err)
+		passes.WithLabelValues(step, "failed").Inc()
+		j.Log.Warn("the janitor could not finish, and begins again at its next turn", "step", step, "error", err)
+		return
 	case len(tally) > 0:
-		j.Log.Info("the janitor has "+what, "what", tally)
+		j.Log.Info("the janitor has let go", "step", step, "what", tally)
 	}
+	passes.WithLabelValues(step, "complete").Inc()
+	lastPass.WithLabelValues(step).SetToCurrentTime()
 }
 
 // Why says for what reason something is let go.
@@ -158,6 +177,8 @@ const (
 	WhyReplaced Why = "result that was replaced"
 	// WhyNote: a note of a reprocessing run, past its retention.
 	WhyNote Why = "note of reprocessing"
+	// WhyUpload: what a client stored itself, past its retention. A job has a copy of its own.
+	WhyUpload Why = "direct upload past its retention"
 	// WhyForeign: under no key of ours, and named by no event; it is left.
 	WhyForeign Why = "not ours, left"
 )
@@ -261,14 +282,14 @@ func (j *Janitor) clear(ctx context.Context, job *events.Job) error {
 	switch job.GetPhase() {
 	case events.Phase_PHASE_DELETED:
 		for _, prefix := range []string{blob.RawPrefix, blob.ProcessedPrefix} {
-			if err := j.Store.List(ctx, prefix+job.GetId()+"/", func(o blob.Object) error { return j.remove(ctx, o.Key) }); err != nil {
+			if err := j.Store.List(ctx, prefix+job.GetId()+"/", func(o blob.Object) error { return j.remove(ctx, WhyDeleted, o) }); err != nil {
 				return err
 			}
 		}
 	case events.Phase_PHASE_ENDED:
-		for key, gone := range keysOf(job) {
-			if gone {
-				if err := j.remove(ctx, key); err != nil {
+		for _, o := range objectsOf(job) {
+			if o.gone {
+				if err := j.remove(ctx, WhyExpired, o.Object); err != nil {
 					return err
 				}
 			}
@@ -277,22 +298,32 @@ func (j *Janitor) clear(ctx context.Context, job *events.Job) error {
 	return nil
 }
 
-func (j *Janitor) remove(ctx context.Context, key string) error {
+func (j *Janitor) remove(ctx context.Context, why Why, o blob.Object) error {
 	if err := j.pace.Wait(ctx); err != nil {
 		return err
 	}
-	return j.Store.Delete(ctx, key)
+	if err := j.Store.Delete(ctx, o.Key); err != nil {
+		return err
+	}
+	countRemoved(why, o.Size)
+	return nil
 }
 
-// keysOf are the objects that a job's state names, and whether they have expired.
-func keysOf(job *events.Job) map[string]bool {
-	keys := map[string]bool{job.GetSource().GetKey(): job.GetSourceExpired()}
+// held is an object that a job's state names, and whether it has expired.
+type held struct {
+	blob.Object
+	gone bool
+}
+
+func objectsOf(job *events.Job) []held {
+	source := job.GetSource()
+	all := []held{{blob.Object{Key: source.GetKey(), Size: source.GetBytes()}, job.GetSourceExpired()}}
 	for _, op := range job.GetOperations() {
 		if a := op.GetArtifact(); a != nil {
-			keys[a.GetKey()] = op.GetArtifactExpired()
+			all = append(all, held{blob.Object{Key: a.GetKey(), Size: a.GetBytes()}, op.GetArtifactExpired()})
 		}
 	}
-	return keys
+	return all
 }
 
 // ErrManyOrphans ends a pass before it removes anything.
@@ -366,7 +397,25 @@ func (j *Janitor) sweep(ctx context.Context, made *bloom.BloomFilter, dry bool) 
 		if dry {
 			return nil
 		}
-		return j.remove(ctx, o.Key)
+		return j.remove(ctx, WhyNote, o)
+	})
+}
+
+// ClearUploads removes what clients stored themselves, once no job may be made of it any more;
+// dry, it only counts. An object is younger than the request that was signed for it, so what is
+// removed here is past what was promised. Servers with lifecycle rules do the same, some time
+// later.
+func (j *Janitor) ClearUploads(ctx context.Context, dry bool) (Tally, error) {
+	tally, now := Tally{}, j.Now()
+	return tally, j.Store.List(ctx, blob.UploadsPrefix, func(o blob.Object) error {
+		if now.Sub(o.ModifiedAt) <= j.Uploads {
+			return nil
+		}
+		tally.add(WhyUpload, o.Size)
+		if dry {
+			return nil
+		}
+		return j.remove(ctx, WhyUpload, o)
 	})
 }
 
@@ -422,7 +471,7 @@ func (j *Janitor) judge(ctx context.Context, batch []blob.Object, made *bloom.Bl
 		if dry || why == WhyForeign {
 			continue
 		}
-		if err := j.removeIfSame(ctx, o); err != nil {
+		if err := j.removeIfSame(ctx, why, o); err != nil {
 			return err
 		}
 	}
@@ -442,11 +491,16 @@ func reason(job *events.Job, key string) (why Why, certain bool) {
 	case events.Phase_PHASE_DELETED:
 		return WhyDeleted, true
 	case events.Phase_PHASE_ENDED:
-		gone, known := keysOf(job)[key]
-		if known && gone {
-			return WhyExpired, true
+		for _, o := range objectsOf(job) {
+			if o.Key != key {
+				continue
+			}
+			if o.gone {
+				return WhyExpired, true
+			}
+			return "", true
 		}
-		return "", known
+		return "", false
 	}
 	return WhyOrphan, false // there is no such job, as far as this version knows
 }
@@ -476,7 +530,7 @@ func (j *Janitor) namedBy(ctx context.Context, id string) (map[string]bool, erro
 // repeats a keyed submission which failed before the grace, or a retry that makes the very
 // bytes that an attempt has left, stores under the same key. Between the look and the
 // removal are some milliseconds in which that would be lost.
-func (j *Janitor) removeIfSame(ctx context.Context, o blob.Object) error {
+func (j *Janitor) removeIfSame(ctx context.Context, why Why, o blob.Object) error {
 	if err := j.pace.Wait(ctx); err != nil {
 		return err
 	}
@@ -490,5 +544,9 @@ func (j *Janitor) removeIfSame(ctx context.Context, o blob.Object) error {
 	if now.ModifiedAt.Sub(o.ModifiedAt).Abs() > time.Second { // HEAD tells whole seconds
 		return nil
 	}
-	return j.Store.Delete(ctx, o.Key)
+	if err := j.Store.Delete(ctx, o.Key); err != nil {
+		return err
+	}
+	countRemoved(why, o.Size)
+	return nil
 }

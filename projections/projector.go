@@ -36,6 +36,8 @@ type Projector struct {
 	beside bool
 	// client is that of the session under way, for those who ask how we are.
 	client atomic.Pointer[kgo.Client]
+	// SessionOpts are more options of the session's client, beside those of all.
+	SessionOpts []kgo.Opt
 }
 
 // NewProjector makes a projector of the log whose topic id is logID; opts must
@@ -82,7 +84,7 @@ func (p *Projector) session(ctx context.Context) error {
 		return err
 	}
 	s := &session{Projector: p, next: map[int32]int64{}, jobs: jobs}
-	client, err := kgo.NewClient(append(slices.Clone(p.opts),
+	client, err := kgo.NewClient(append(slices.Concat(p.opts, p.SessionOpts),
 		kgo.ConsumerGroup(events.ProjectorGroup),
 		kgo.ConsumeTopics(events.Topic),
 		kgo.DisableAutoCommit(),

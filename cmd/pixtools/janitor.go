@@ -136,7 +136,7 @@ func (k keeper) write(ctx context.Context, e events.Event) error {
 // janitor is the janitor over these parts.
 func (k keeper) janitor(store *blob.Store) *handlers.Janitor {
 	cfg := k.cfg.Janitor
-	return (&handlers.Janitor{JanitorConfig: cfg, Retention: k.cfg.retention(), Store: store, Log: k.log, Now: now,
+	return (&handlers.Janitor{JanitorConfig: cfg, Retention: k.cfg.retention(), Uploads: k.cfg.Blob.UploadRetention(), Store: store, Log: k.log, Now: now,
 		Due: func(ctx context.Context, source bool, until time.Time, each func(*events.Job) error) error {
 			// Else a pass would say again what the one before it said.
 			if _, err := k.passed(ctx, everyPartition); err != nil {
@@ -243,10 +243,15 @@ func (j janitorPass) run(ctx context.Context) error {
 		return read(ctx, ids)
 	}
 	done, err := work.Expire(ctx, j.dry)
-	if err == nil {
-		var swept handlers.Tally
-		swept, err = work.Sweep(ctx, j.dry, j.allOrphans)
-		maps.Copy(done, swept)
+	for _, step := range []func() (handlers.Tally, error){
+		func() (handlers.Tally, error) { return work.ClearUploads(ctx, j.dry) },
+		func() (handlers.Tally, error) { return work.Sweep(ctx, j.dry, j.allOrphans) },
+	} {
+		if err == nil {
+			var tally handlers.Tally
+			tally, err = step()
+			maps.Copy(done, tally)
+		}
 	}
 	m.finish()
 	if printing := j.print(done); err == nil {

@@ -53,7 +53,10 @@ const patience = 2 * time.Minute
 
 // program is a running pixtools.
 type program struct {
-	t    *testing.T
+	t *testing.T
+	// binary is the program's path; empty: this test binary.
+	binary string
+
 	base string
 	env  []string
 	args []string
@@ -110,13 +113,21 @@ func prepare(t *testing.T, env map[string]string, args ...string) *program {
 
 func (p *program) start() {
 	p.t.Helper()
-	self, err := os.Executable()
-	require.NoError(p.t, err)
 	p.log = &lockedBuffer{}
-	p.cmd = exec.Command(self, p.args...)
+	p.cmd = exec.Command(p.path(), p.args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, p.log, p.log
 	p.cmd.WaitDelay = 10 * time.Second // children that outlive it hold the pipe
 	require.NoError(p.t, p.cmd.Start())
+}
+
+func (p *program) path() string {
+	p.t.Helper()
+	if p.binary != "" {
+		return p.binary
+	}
+	self, err := os.Executable()
+	require.NoError(p.t, err)
+	return self
 }
 
 // kill is kill -9 of the one process.

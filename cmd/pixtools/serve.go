@@ -598,7 +598,8 @@ func (s *services) webhooks(ctx context.Context, group *errgroup.Group) error {
 }
 
 func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
-	projector := projections.NewProjector(s.cfg.Read, s.db, s.logID, s.log.With("role", "projector"), append(s.brokers(), kafkaMetrics(events.ProjectorGroup))...)
+	projector := projections.NewProjector(s.cfg.Read, s.db, s.logID, s.log.With("role", "projector"), s.brokers()...)
+	projector.SessionOpts = []kgo.Opt{kafkaMetrics(events.ProjectorGroup)}
 	s.roles.runs("projector", joined(projector.Joined, events.ProjectorGroup))
 	group.Go(func() error { return projector.Run(ctx) })
 	return nil

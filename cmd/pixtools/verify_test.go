@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -28,9 +27,7 @@ import (
 // command runs pixtools with the program's configuration, to its end.
 func (p *program) command(args ...string) (out, complaints string, status int) {
 	p.t.Helper()
-	self, err := os.Executable()
-	require.NoError(p.t, err)
-	cmd := exec.CommandContext(within(p.t), self, args...)
+	cmd := exec.CommandContext(within(p.t), p.path(), args...)
 	cmd.Env = append(slices.Clone(p.env), "LOG_LEVEL=warn")
 	var told bytes.Buffer
 	cmd.Stderr = &told

@@ -70,7 +70,7 @@ type Config struct {
 	// Beyond it: the server refuses it; ask for another.
 	UploadExpirySeconds int `env:"UPLOAD_URL_EXPIRY_SECONDS" envDefault:"3600" range:"1 to 86400" unit:"seconds"`
 	// UploadRetentionDays is for how long jobs may be made of what was stored so, from when it was signed,
-	// and the age at which a lifecycle rule on uploads/ deletes it.
+	// and the age at which the janitor, or a lifecycle rule on uploads/, deletes it.
 	// Beyond it: 404.
 	UploadRetentionDays int `env:"UPLOAD_RETENTION_DAYS" envDefault:"1" range:"1 to 30" unit:"days"`
 
@@ -106,6 +106,11 @@ type Config struct {
 func (c Config) Retention() (sources, results time.Duration) {
 	const day = 24 * time.Hour
 	return time.Duration(c.sourceDays()) * day, time.Duration(c.RetentionDays) * day
+}
+
+// UploadRetention is how long is kept what clients stored themselves.
+func (c Config) UploadRetention() time.Duration {
+	return time.Duration(c.UploadRetentionDays) * 24 * time.Hour
 }
 
 func (c Config) sourceDays() int {
