@@ -2,12 +2,24 @@ package handlers
 
 import (
 	"context"
+	"net/http"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
 )
+
+// tellEarly is what the deliberate bug webhook-told-early does: it says that an attempt has
+// succeeded.
+func (h *Webhooks) tellEarly(ctx context.Context, a *attempt) {
+	decided, err := commands.WebhookAttempted{WebhookPolicy: h.cfg.policy(), Revision: a.revision, Attempt: a.number, HTTPStatus: http.StatusNoContent, At: time.Now()}.Decide(a.state)
+	if err == nil {
+		_ = h.tell(ctx, decided)
+	}
+}
 
 // produceOutside is what the deliberate bug saga-outside-transaction does (internal/bug):
 // the events are written by themselves, and stay where the transaction is aborted. It gives

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pixtools/pixtools/commands"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/bug"
 	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
@@ -212,6 +213,9 @@ func (h *Webhooks) attempt(ctx context.Context, a *attempt) {
 		"webhook", trace.WithSpanKind(trace.SpanKindClient))
 	defer func() { telemetry.End(span, failed) }()
 	doing := context.WithoutCancel(ctx)
+	if bug.On("webhook-told-early") {
+		h.tellEarly(doing, a)
+	}
 	result := posted{code: "host_unavailable", message: "not attempted: the host's breaker was open for longer than WEBHOOK_GIVE_UP_AFTER", final: true}
 	switch {
 	case a.hopeless:

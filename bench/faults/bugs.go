@@ -35,6 +35,8 @@ func bugs() []seeded {
 		{"saga-outside-transaction", "the saga writes ends outside its transaction", "saga", []history.Property{history.Finals}},
 		{"saga-starts-empty", "a saga does not read its state when it gets a partition", "saga", []history.Property{history.Ended}},
 		{"projector-skips-event", "the projector passes over some events", "projector", []history.Property{history.ReadModel}},
+		{"webhook-told-early", "a webhook is told to be delivered before it is sent", "webhooks", []history.Property{history.Webhooks}},
+		{"janitor-ignores-grace", "the janitor takes young objects without an event for old ones", "janitor", []history.Property{history.Kept}},
 		{"projector-offsets-alone", "the projector moves its offsets before it writes the rows", "projector", []history.Property{history.ReadModel}},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caarlos0/env/v11"
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -118,9 +119,9 @@ func (p *parts) each(ctx context.Context, topic string, ends map[int32]int64, gi
 func recordOf(r *kgo.Record) history.Record {
 	e, err := events.Decode(r)
 	if err != nil {
-		return history.Record{Partition: r.Partition, Offset: r.Offset, Event: events.Event{JobID: string(r.Key)}, Fault: err.Error()}
+		return history.Record{Partition: r.Partition, Offset: r.Offset, Written: r.Timestamp, Event: events.Event{JobID: string(r.Key)}, Fault: err.Error()}
 	}
-	return history.Record{Partition: r.Partition, Offset: r.Offset, Event: e}
+	return history.Record{Partition: r.Partition, Offset: r.Offset, Written: r.Timestamp, Event: e}
 }
 
 // letters reads the topic of dead letters.
@@ -191,14 +192,40 @@ func (p *parts) rows(ctx context.Context) ([]history.Row, error) {
 // downloads at once.
 const downloads = 8
 
-// objects reads every object of the bucket.
-func (p *parts) objects(ctx context.Context) (map[string]history.Object, error) {
+// store is the bucket.
+func (p *parts) store(ctx context.Context) (*blob.Store, error) {
 	cfg, err := env.ParseAsWithOptions[blob.Config](env.Options{Environment: map[string]string{"AWS_ENDPOINT_URL": p.s3.Endpoint, "AWS_S3_BUCKET": bucket,
 		"AWS_REGION": p.s3.Region, "AWS_ACCESS_KEY_ID": p.s3.AccessKey, "AWS_SECRET_ACCESS_KEY": p.s3.SecretKey}})
 	if err != nil {
 		return nil, err
 	}
-	store, err := blob.New(ctx, cfg)
+	return blob.New(ctx, cfg)
+}
+
+// plantedOrphans are stored before the load begins.
+const plantedOrphans = 20
+
+// plant stores objects that look as if a submission had been cut off a moment ago.
+func (p *parts) plant(ctx context.Context) (keys []string, err error) {
+	store, err := p.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range plantedOrphans {
+		content := fmt.Appendf(nil, "orphan %d", i)
+		sum := sha256.Sum256(content)
+		key := fmt.Sprintf("%s%s/%x", blob.RawPrefix, uuid.NewString(), sum)
+		if err := store.Put(ctx, key, bytes.NewReader(content), int64(len(content)), sum, "application/octet-stream"); err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// objects reads every object of the bucket.
+func (p *parts) objects(ctx context.Context) (map[string]history.Object, error) {
+	store, err := p.store(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -240,8 +267,11 @@ func readObject(ctx context.Context, store *blob.Store, key string) (history.Obj
 
 // collect takes everything down that is judged.
 func (r *run) collect(ctx context.Context) (*history.History, error) {
-	h := &history.History{Calls: r.load.recorded(), Poison: r.poison, MaxStarts: maxStarts}
+	h := &history.History{Calls: r.load.recorded(), Poison: r.poison, MaxStarts: maxStarts, Planted: r.planted}
 	var err error
+	if h.Deliveries, err = r.delivered(ctx); err != nil {
+		return nil, err
+	}
 	if h.Ends, err = r.parts.ends(ctx, events.Topic); err != nil {
 		return nil, err
 	}

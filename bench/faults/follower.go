@@ -20,6 +20,10 @@ type follower struct {
 	open map[string]int32
 	over map[string]time.Time
 	seen map[string]bool
+	// hooked are jobs whose outcome is to be posted, posting those of which it is not yet, by the
+	// revision that ended.
+	hooked  map[string]bool
+	posting map[string]int32
 	// last is when a record came.
 	last time.Time
 }
@@ -29,7 +33,7 @@ func follow(ctx context.Context, p *parts) (*follower, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &follower{client: client, open: map[string]int32{}, over: map[string]time.Time{}, seen: map[string]bool{}, last: time.Now()}
+	f := &follower{client: client, open: map[string]int32{}, over: map[string]time.Time{}, seen: map[string]bool{}, hooked: map[string]bool{}, posting: map[string]int32{}, last: time.Now()}
 	go func() {
 		for ctx.Err() == nil {
 			client.PollFetches(ctx).EachRecord(f.take)
@@ -51,6 +55,7 @@ func (f *follower) take(r *kgo.Record) {
 	case *events.JobRequested:
 		if !f.seen[e.JobID] {
 			f.seen[e.JobID], f.open[e.JobID] = true, 1
+			f.hooked[e.JobID] = m.GetWebhookUrl() != nil
 		}
 	case *events.OperationRetryRequested:
 		if _, open := f.open[e.JobID]; !open {
@@ -60,6 +65,15 @@ func (f *follower) take(r *kgo.Record) {
 		if f.open[e.JobID] <= m.GetRevision() {
 			delete(f.open, e.JobID)
 			f.over[e.JobID] = f.last
+			if f.hooked[e.JobID] {
+				f.posting[e.JobID] = m.GetRevision()
+			}
+		}
+	case *events.WebhookDelivered:
+		f.posted(e.JobID, m.GetRevision())
+	case *events.WebhookFailed:
+		if m.GetFinal() {
+			f.posted(e.JobID, m.GetRevision())
 		}
 	}
 }
@@ -70,11 +84,19 @@ func (f *follower) ended() int {
 	return len(f.over)
 }
 
-// waiting is how many jobs are open, and for how long nothing came.
+// posted takes in that nothing more is to be posted of a revision. f.mu is held.
+func (f *follower) posted(id string, revision int32) {
+	if f.posting[id] == revision {
+		delete(f.posting, id)
+	}
+}
+
+// waiting is how many jobs are open, or have an outcome to be posted, and for how long nothing
+// came.
 func (f *follower) waiting() (open int, quiet time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.open), time.Since(f.last)
+	return len(f.open) + len(f.posting), time.Since(f.last)
 }
 
 // endOf is when a job's end was seen.

@@ -30,6 +30,10 @@ type load struct {
 	// denoise and broken are shares of the submissions, reuse is that of the repeated keys
 	// under which something else is sent.
 	denoise, broken, reuse float64
+	// hooks is the address to which hooked of the submissions want their outcome posted; empty:
+	// none of them.
+	hooks  string
+	hooked float64
 
 	mu    sync.Mutex
 	calls []history.Call
@@ -40,7 +44,7 @@ type load struct {
 }
 
 func newLoad(seed uint64, start time.Time, f *fleet, log *follower) *load {
-	return &load{seed: seed, start: start, fleet: f, log: log, operations: 2, backlog: 40, denoise: .04, broken: .03, reuse: .2, accepted: map[string]bool{},
+	return &load{seed: seed, start: start, fleet: f, log: log, operations: 2, backlog: 40, denoise: .04, broken: .03, reuse: .2, hooked: .4, accepted: map[string]bool{},
 		http: &http.Client{Timeout: requestTimeout, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 }
 
@@ -127,7 +131,11 @@ func (c *client) act(ctx context.Context) {
 }
 
 func (c *client) compose(key string) *submission {
-	return compose(c.random, key, c.operations, c.chance(c.load.denoise), c.chance(c.load.broken))
+	hook := ""
+	if c.load.hooks != "" && c.chance(c.load.hooked) {
+		hook = c.load.hooks
+	}
+	return compose(c.random, key, hook, c.operations, c.chance(c.load.denoise), c.chance(c.load.broken))
 }
 
 // plain submits without a key, once: whoever does not know what became of it, has lost it.

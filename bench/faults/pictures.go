@@ -69,10 +69,11 @@ func drawn(random *rand.Rand, w, h int, format string) (content []byte, asked hi
 // conversions that are asked for; denoise comes on top now and then.
 var conversions = []string{"webp", "jpg", "png", "avif"}
 
-// compose makes a submission of a new picture. most is how many operations at most.
-func compose(random *rand.Rand, key string, most int, denoise, broken bool) *submission {
+// compose makes a submission of a new picture, whose outcome is posted to hook if that is not
+// empty. most is how many operations at most.
+func compose(random *rand.Rand, key, hook string, most int, denoise, broken bool) *submission {
 	content, asked := draw(random)
-	asked.Key, asked.Broken = key, broken
+	asked.Key, asked.Hook, asked.Broken = key, hook, broken
 	if broken {
 		content = content[:len(content)/2]
 	}
@@ -115,6 +116,9 @@ func form(asked history.Asked, content []byte) (contentType string, body []byte)
 	err = errors.Join(err, w.WriteField("operations", string(operations)))
 	if asked.Key != "" {
 		err = errors.Join(err, w.WriteField("idempotency_key", asked.Key))
+	}
+	if asked.Hook != "" {
+		err = errors.Join(err, w.WriteField("webhook_url", asked.Hook))
 	}
 	if err = errors.Join(err, w.Close()); err != nil {
 		panic(err) // into memory

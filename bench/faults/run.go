@@ -40,7 +40,7 @@ type settings struct {
 }
 
 // everyRole is how many processes there are of each, where a scenario says nothing else.
-var everyRole = map[string]int{"api": 2, "convert": 2, "ml": 1, "saga": 2, "projector": 2}
+var everyRole = map[string]int{"api": 2, "convert": 2, "ml": 1, "saga": 2, "projector": 2, "webhooks": 1, "janitor": 1}
 
 // run is a cluster, its load and its faults.
 type run struct {
@@ -52,6 +52,9 @@ type run struct {
 	fleet  *fleet
 	log    *follower
 	load   *load
+	hooks  *receiver
+	// planted are objects that no event names, and that are too young to be removed.
+	planted []string
 
 	mu     sync.Mutex
 	faults map[string]int
@@ -124,8 +127,18 @@ func (r *run) execute(ctx context.Context, inject func(context.Context, *run) er
 	if r.log, err = follow(following, r.parts); err != nil {
 		return result{}, err
 	}
+	if r.planted, err = r.parts.plant(ctx); err != nil {
+		return result{}, fmt.Errorf("plant orphans: %w", err)
+	}
+	if r.hooks, err = receive(r.seed); err != nil {
+		return result{}, err
+	}
+	defer r.hooks.server.Close()
 	r.start = time.Now()
 	r.load = newLoad(r.seed, r.start, r.fleet, r.log)
+	if r.roles["webhooks"] > 0 {
+		r.load.hooks = r.hooks.address
+	}
 	if r.shape != nil {
 		r.shape(r.load)
 	}
@@ -269,7 +282,7 @@ func (r *run) idle(ctx context.Context) time.Duration {
 func (r *run) judge(ctx context.Context) (result, error) {
 	ctx, cancel := context.WithTimeout(ctx, collectTimeout)
 	defer cancel()
-	if err := r.fleet.stop("api", "convert", "ml", "saga"); err != nil {
+	if err := r.fleet.stop("api", "convert", "ml", "saga", "webhooks", "janitor"); err != nil {
 		r.breach("%v", err)
 	}
 	ends, err := r.parts.ends(ctx, events.Topic)
@@ -369,8 +382,12 @@ func (r *run) counts(h *history.History) string {
 			outcomes[strings.TrimPrefix(m.GetOutcome().String(), "OUTCOME_")]++
 		}
 	}
-	return fmt.Sprintf("%d jobs accepted, %d in the log, ended: %s\nanswers: %s (0: none)\nevents: %s\n%s\nlongest time without an accepted submission: %.1f s",
-		r.load.counted(), len(jobs), inOrder(outcomes), inOrder(answers), inOrder(types), repeated(h), drought(h).Seconds())
+	posted := map[string]int{}
+	for _, d := range h.Deliveries {
+		posted[fmt.Sprint(d.Status)]++
+	}
+	return fmt.Sprintf("%d jobs accepted, %d in the log, ended: %s\nanswers: %s (0: none)\nevents: %s\nwebhooks received, by our answer: %s\n%s\nlongest time without an accepted submission: %.1f s",
+		r.load.counted(), len(jobs), inOrder(outcomes), inOrder(answers), inOrder(types), inOrder(posted), repeated(h), drought(h).Seconds())
 }
 
 // drought is the longest time in which no submission was accepted.

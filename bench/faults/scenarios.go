@@ -207,7 +207,7 @@ func (r *run) outage(ctx context.Context, probe *client, away outage, long time.
 	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
 	defer cancel()
 	probe.keys++
-	call, ok := probe.insist(ctx, compose(probe.random, fmt.Sprintf("probe %d of run %d", probe.keys, r.seed), 1, false, false))
+	call, ok := probe.insist(ctx, compose(probe.random, fmt.Sprintf("probe %d of run %d", probe.keys, r.seed), "", 1, false, false))
 	if !ok {
 		r.breach("%s %s for %s: no submission was accepted within %s of its return: %d %s", away.part, away.how, long, recoveryTimeout, call.Status, call.Problem)
 		return nil
@@ -332,9 +332,9 @@ func (r *run) oneKey(ctx context.Context, mode string, round int, conflict bool)
 	ctx, cancel := context.WithTimeout(ctx, keyTimeout)
 	defer cancel()
 	key := fmt.Sprintf("Redis %s, round %d, conflict %t of run %d", mode, round, conflict, r.seed)
-	wanted := []*submission{compose(r.random, key, 2, false, false)}
+	wanted := []*submission{compose(r.random, key, "", 2, false, false)}
 	if conflict {
-		wanted = append(wanted, compose(r.random, key, 2, false, false))
+		wanted = append(wanted, compose(r.random, key, "", 2, false, false))
 	}
 	if err := r.redisBefore(mode); err != nil {
 		return err

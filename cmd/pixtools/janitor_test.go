@@ -269,6 +269,12 @@ func testJanitor(t *testing.T, p *program) {
 	swept = p.sweep(20*day + patience)
 	require.EqualValues(t, 2, swept[handlers.WhySource].Objects, "%v", swept)
 	b.settles(foreign)
+	upload := b.put("uploads/"+uuid.NewString(), []byte("a client stored it"))
+	require.Empty(t, below(without(b.keys(), upload), "uploads/"))
+	require.Zero(t, p.sweep(day - patience)[handlers.WhyUpload].Objects)
+	require.Contains(t, b.keys(), upload)
+	require.Equal(t, handlers.Count{Objects: 1, Bytes: 18}, p.sweep(day + patience)[handlers.WhyUpload])
+	b.settles(foreign)
 	eventually(t, "expired sources", func() error {
 		if job = p.ended(replaced); !job.Source.Expired || job.Source.URL != "" {
 			return fmt.Errorf("%+v", job.Source)

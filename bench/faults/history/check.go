@@ -29,7 +29,7 @@ func Check(h *History) []Violation {
 			j.bySource[sum] = append(j.bySource[sum], id)
 		}
 	}
-	for _, check := range []func(){j.accepted, j.ended, j.outcomes, j.finals, j.identity, j.artifacts, j.readModel, j.reads, j.deadLetters, j.keys, j.answers} {
+	for _, check := range []func(){j.accepted, j.ended, j.outcomes, j.finals, j.identity, j.artifacts, j.readModel, j.reads, j.deadLetters, j.webhooks, j.kept, j.keys, j.answers} {
 		check()
 	}
 	order := Properties()

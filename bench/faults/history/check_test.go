@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pixtools/pixtools/events"
 )
@@ -29,7 +30,8 @@ type tale struct {
 
 func (t *tale) log(job string, m proto.Message) *events.Position {
 	offset := int64(len(t.h.Log) * 2) // with holes, as transactions leave
-	t.h.Log = append(t.h.Log, Record{Offset: offset, Event: events.New(job, noon.Add(time.Duration(offset)*time.Second), "test", "", m)})
+	at := noon.Add(time.Duration(offset) * time.Second)
+	t.h.Log = append(t.h.Log, Record{Offset: offset, Written: at, Event: events.New(job, at, "test", "", m)})
 	t.h.Ends[0] = offset + 1
 	t.h.Positions[0] = offset + 1
 	return &events.Position{Offset: offset}
@@ -51,6 +53,9 @@ func (t *tale) request(job string, operations ...string) *events.Position {
 	source := &events.Source{Key: "raw/" + job, Sha256: "sum of " + job, Bytes: 7, Width: 30, Height: 20, Format: "png"}
 	t.h.Objects[source.GetKey()] = Object{Bytes: 7, SHA256: source.GetSha256(), Format: "png", Width: 30, Height: 20}
 	m := &events.JobRequested{Tenant: "default", Source: source, IdempotencyFingerprint: []byte(job)}
+	if job == jobA {
+		m.WebhookUrl = &events.Sealed{KeyId: "key"}
+	}
 	for _, name := range operations {
 		m.Operations = append(m.Operations, &events.Operation{Name: name})
 	}
@@ -122,7 +127,19 @@ func good() *History {
 	t.log(jobB, &events.OperationCompleted{Revision: 2, Operation: "avif", Attempt: 1, Artifact: a}) // log 19
 	t.log(jobB, &events.JobFinalized{Revision: 2, Outcome: events.Outcome_OUTCOME_SUCCEEDED})        // log 20
 
-	t.h.Log = append(t.h.Log, Record{Offset: 100, Event: events.Event{JobID: jobC}, Fault: "malformed"}) // log 21
+	t.log(jobA, &events.WebhookScheduled{Revision: 1, Attempt: 1, Due: timestamppb.New(noon)}) // log 21
+	t.log(jobA, &events.WebhookFailed{Revision: 1, Attempt: 1, Code: "status"})                // log 22
+	t.log(jobA, &events.WebhookScheduled{Revision: 1, Attempt: 2, Due: timestamppb.New(noon)}) // log 23
+	t.log(jobA, &events.WebhookDelivered{Revision: 1, Attempt: 2})                             // log 24
+	id, _ := derive(jobA, t.h.Log[7].Event.Message)
+	for _, d := range []struct{ status, before int }{{503, 22}, {204, 24}} {
+		t.h.Deliveries = append(t.h.Deliveries, Delivery{ID: id, Signed: true, At: t.h.Log[d.before].Written.Add(-time.Millisecond), Status: d.status,
+			JobID: jobA, Revision: 1, Outcome: "SUCCEEDED"})
+	}
+	t.h.Planted = []string{"raw/planted"}
+	t.h.Objects["raw/planted"] = Object{}
+
+	t.h.Log = append(t.h.Log, Record{Offset: 100, Event: events.Event{JobID: jobC}, Fault: "malformed"}) // log 25
 	t.h.Poison = map[Place]bool{{0, 100}: true}
 	t.h.Letters = []Letter{{ID: "letter", JobID: jobC, Origin: &Place{0, 100}}}
 	t.h.Ends[0], t.h.Positions[0] = 101, 101
@@ -308,6 +325,20 @@ func TestEachPropertyFails(t *testing.T) {
 		{"given up without a letter", func(h *History) {
 			h.insert(6, &events.OperationFailed{Revision: 1, Operation: "jpg", Attempt: 2, Kind: events.FailureKind_FAILURE_KIND_WORLD})
 		}, DeadLetters, "has no letter", true},
+
+		{"never posted", func(h *History) { h.Deliveries = nil; h.without(21, 22, 23, 24) }, Webhooks, "never taken", true},
+		{"posted, and not told", func(h *History) { h.without(24) }, Webhooks, "does not say so", true},
+		{"told, and not posted", func(h *History) { h.Deliveries = h.Deliveries[:1] }, Webhooks, "did not take it", true},
+		{"told before it is posted", func(h *History) { h.Log[24].Written = h.Log[23].Written }, Webhooks, "to be delivered 1.999s before it was", true},
+		{"told and not scheduled", func(h *History) { h.without(23) }, Webhooks, "was not scheduled", true},
+		{"posted before the end", func(h *History) { h.Log[7].Written = h.Log[24].Written }, Webhooks, "before it was", true},
+		{"posted, and there is no end", func(h *History) { h.Deliveries[0].Revision = 2 }, Webhooks, "did not end", true},
+		{"not signed", func(h *History) { h.Deliveries[1].Signed = false }, Webhooks, "not signed", true},
+		{"another outcome is posted", func(h *History) { h.Deliveries[0].Outcome = "PARTIAL" }, Webhooks, "was SUCCEEDED", true},
+		{"an id that is not the end's", func(h *History) { h.Deliveries[0].ID = "other" }, Webhooks, "its end's is", true},
+
+		{"a source expires", func(h *History) { h.insert(7, &events.ArtifactsExpired{Revision: 1, Source: true}) }, Kept, "nobody asked", true},
+		{"a young object is removed", func(h *History) { delete(h.Objects, "raw/planted") }, Kept, "while it was young", true},
 
 		{"two jobs for a key", func(h *History) {
 			t := &tale{h: h}

@@ -29,6 +29,10 @@ type History struct {
 	Poison map[Place]bool
 	// Letters are all that the topic of dead letters tells, to a consumer of committed records.
 	Letters []Letter
+	// Deliveries are what the receiver of webhooks got, as it came.
+	Deliveries []Delivery
+	// Planted are keys of objects that no event names, and that are young.
+	Planted []string
 	// MaxStarts is PROCESS_MAX_STARTS: how often an operation may be begun in one revision.
 	MaxStarts int32
 }
@@ -75,6 +79,8 @@ type Asked struct {
 	Format        string
 	Width, Height int
 	Operations    []string
+	// Hook is where the outcome is to be posted; empty where nowhere.
+	Hook string
 	// Broken says that the picture's pixels cannot be decoded, though its header can.
 	Broken bool
 }
@@ -100,6 +106,22 @@ type Record struct {
 	Offset    int64
 	Event     events.Event
 	Fault     string
+	// Written is when its producer wrote it, in whole milliseconds; it became visible later.
+	Written time.Time
+}
+
+// Delivery is one webhook as its receiver got it, on the clock of those who write records.
+type Delivery struct {
+	// ID is the header webhook-id; Signed says whether the signature is one of the tenant's.
+	ID     string
+	Signed bool
+	At     time.Time
+	// Status is what the receiver answered.
+	Status int
+	// JobID, Revision and Outcome are those of the body.
+	JobID    string
+	Revision int32
+	Outcome  string
 }
 
 // Place is one in the log.
@@ -161,6 +183,12 @@ const (
 	// DeadLetters: one for each record that cannot be read, one for each operation that was
 	// given up for another reason than the picture, and none for anything else.
 	DeadLetters Property = "dead letters"
+	// Webhooks: the outcome of each ended job with an address was taken by its receiver, and the log
+	// says so; nothing was posted before its revision ended, unsigned, or with another outcome; no
+	// attempt is told that was not scheduled, or before it was made.
+	Webhooks Property = "webhooks"
+	// Kept: nothing expires before its time, and what is young stays stored, though no event names it.
+	Kept Property = "kept"
 	// Keys: one job for each key, and for each submission without one at most one.
 	Keys Property = "keys"
 	// Answers: every answer is one of those that the contract has.
@@ -169,7 +197,7 @@ const (
 
 // Properties are all of them.
 func Properties() []Property {
-	return []Property{Accepted, Ended, Outcomes, Finals, Identity, Artifacts, ReadModel, Reads, DeadLetters, Keys, Answers}
+	return []Property{Accepted, Ended, Outcomes, Finals, Identity, Artifacts, ReadModel, Reads, DeadLetters, Webhooks, Kept, Keys, Answers}
 }
 
 // Violation is a broken promise. JobID is empty where it is about no one job.

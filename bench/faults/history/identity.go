@@ -40,6 +40,12 @@ func derive(jobID string, m proto.Message) (id, fact string) {
 		if len(m.GetSha256()) == 0 {
 			extra = strings.TrimSuffix(extra, "/")
 		}
+	case *events.WebhookScheduled:
+		revision, attempt = m.GetRevision(), m.GetAttempt()
+	case *events.WebhookDelivered:
+		revision, attempt = m.GetRevision(), m.GetAttempt()
+	case *events.WebhookFailed:
+		revision, attempt = m.GetRevision(), m.GetAttempt()
 	case *events.JobDeleted:
 	default:
 		return "", ""
