@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -560,7 +561,27 @@ func TestAPIKeysOfTwoProcesses(t *testing.T) {
 		return nil
 	})
 
+	writing, _ := one.newKey("shared", "submit,read")
+	cut := jpegOf(t, picture(300, 200))
+	var accepted api.Accepted
+	require.NoError(t, json.Unmarshal(two.submitAs(writing, file("a.jpg", "image/jpeg", cut[:len(cut)/2]), field("operations", `["webp"]`)).body, &accepted))
+	failing := accepted.JobID
 	gone, id := one.newKey("shared", "read")
+	streams := map[string]func() (news, error){}
+	for _, key := range []string{gone, writing} {
+		next := two.followAs(key, failing)
+		eventually(t, "the job's end on its stream", func() error {
+			n, err := next()
+			require.NoError(t, err)
+			var job api.Job
+			require.NoError(t, json.Unmarshal([]byte(n.data), &job))
+			if job.Outcome == nil {
+				return errors.New(n.data)
+			}
+			return nil
+		})
+		streams[key] = next
+	}
 	for _, p := range []*program{one, two} {
 		require.Equal(t, http.StatusOK, status(p, gone))
 	}
@@ -574,6 +595,12 @@ func TestAPIKeysOfTwoProcesses(t *testing.T) {
 			return nil
 		})
 	}
+
+	require.Equal(t, http.StatusAccepted, two.demand(http.MethodPost, "/api/jobs/"+failing+"/retry", "X-API-Key", writing).status)
+	_, err = streams[writing]()
+	require.NoError(t, err)
+	_, err = streams[gone]()
+	require.ErrorIs(t, err, io.EOF, "an open stream has no news for a revoked key")
 
 	known, knownID := one.newKey("shared", "submit,read")
 	unknown := strings.Replace(known, known[9:25], "aaaaaaaaaaaaaaaa", 1)

@@ -104,7 +104,7 @@ func TopicID(ctx context.Context, client *kgo.Client, name string) ([16]byte, er
 // describeNew waits for a topic that was just made: the controller knows it then, and the
 // broker that is asked may not yet.
 func describeNew(ctx context.Context, client *kgo.Client, name string) (kmsg.MetadataResponseTopic, error) {
-	const limit, pause = 5 * time.Second, 50 * time.Millisecond
+	const limit, pause = 30 * time.Second, 50 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
