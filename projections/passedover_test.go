@@ -68,7 +68,9 @@ func TestWhatAnOlderVersionPassedOver(t *testing.T) {
 	for i := range jobs {
 		noted(i, w.places[id(i)][1], "pixtools.events.v1.OperationCompleted")
 	}
-	each(func(int) proto.Message { return &events.JobFinalized{Revision: 1, Outcome: events.Outcome_OUTCOME_SUCCEEDED} })
+	each(func(int) proto.Message {
+		return &events.JobFinalized{Revision: 1, Outcome: events.Outcome_OUTCOME_SUCCEEDED}
+	})
 	stop = w.projector()
 	w.mended()
 	stop()
