@@ -39,50 +39,52 @@ type upgraders struct {
 }
 
 // ask sends a request to one after the other until one answers it.
-func (u *upgraders) ask(ctx context.Context, make func(p *program) (*http.Request, error)) (*http.Response, []byte, error) {
+func (u *upgraders) ask(ctx context.Context, make func(p *program) (*http.Request, error)) (status int, body []byte, err error) {
 	for {
 		u.mu.Lock()
 		u.turn++
 		p := u.apis[u.turn%len(u.apis)]
 		u.mu.Unlock()
-		var response *http.Response
-		var body []byte
-		status, _, err := p.private("/readyz")
-		if err == nil && status != http.StatusOK {
-			err = errors.New("not ready")
+		request, err := make(p)
+		if err != nil {
+			return 0, nil, err
 		}
-		if err == nil {
-			var request *http.Request
-			if request, err = make(p); err != nil {
-				return nil, nil, err
-			}
-			if response, err = u.client.Do(request.WithContext(ctx)); err == nil {
-				defer response.Body.Close()
-				body, err = io.ReadAll(response.Body)
-			}
-		}
-		if err == nil {
-			return response, body, nil
+		if status, body, err = u.send(ctx, p, request); err == nil {
+			return status, body, nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil, errors.Join(ctx.Err(), err)
+			return 0, nil, errors.Join(ctx.Err(), err)
 		case <-time.After(20 * time.Millisecond): // nobody took it: the next one may
 		}
 	}
 }
 
+// send is one try. What was not read to its end is no answer.
+func (u *upgraders) send(ctx context.Context, p *program, request *http.Request) (int, []byte, error) {
+	if status, _, err := p.private("/readyz"); err != nil || status != http.StatusOK {
+		return 0, nil, errors.Join(errors.New("it is not ready"), err)
+	}
+	response, err := u.client.Do(request.WithContext(ctx))
+	if err != nil {
+		return 0, nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return response.StatusCode, body, err
+}
+
 // one is a job from its submission to its end.
 func (u *upgraders) one(ctx context.Context, key string) error {
-	response, body, err := u.ask(ctx, func(p *program) (*http.Request, error) {
+	status, body, err := u.ask(ctx, func(p *program) (*http.Request, error) {
 		return p.form(file("a.png", "image/png", u.content), field("operations", `["webp"]`), field("idempotency_key", key))
 	})
 	if err != nil {
 		return err
 	}
 	var accepted api.Accepted
-	if response.StatusCode != http.StatusAccepted {
-		return fmt.Errorf("a submission was answered %s: %s", response.Status, body)
+	if status != http.StatusAccepted {
+		return fmt.Errorf("a submission was answered %d: %s", status, body)
 	}
 	if err := json.Unmarshal(body, &accepted); err != nil {
 		return err
@@ -91,15 +93,15 @@ func (u *upgraders) one(ctx context.Context, key string) error {
 	u.jobs = append(u.jobs, accepted.JobID)
 	u.mu.Unlock()
 	for {
-		response, body, err := u.ask(ctx, func(p *program) (*http.Request, error) {
+		status, body, err := u.ask(ctx, func(p *program) (*http.Request, error) {
 			return http.NewRequest(http.MethodGet, p.base+"/api/jobs/"+accepted.JobID+"?wait=1", http.NoBody)
 		})
 		if err != nil {
 			return err
 		}
 		var job api.Job
-		if response.StatusCode != http.StatusOK {
-			return fmt.Errorf("job %s was answered %s: %s", accepted.JobID, response.Status, body)
+		if status != http.StatusOK {
+			return fmt.Errorf("job %s was answered %d: %s", accepted.JobID, status, body)
 		}
 		if err := json.Unmarshal(body, &job); err != nil {
 			return err
