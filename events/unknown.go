@@ -38,10 +38,34 @@ func Unknown(r *kgo.Record, e Event, err error) []string {
 // nothing is added that we would have to know.
 func ofOurs(name protoreflect.FullName) bool { return strings.HasPrefix(string(name), typePrefix) }
 
-func unknownIn(m protoreflect.Message, names *[]string) {
-	if !ofOurs(m.Descriptor().FullName()) {
+// looked are, by message, the fields in which something may be unknown: messages of ours and
+// enumerations. Every event of the log is looked at, and most have few of them.
+var looked = map[protoreflect.FullName][]protoreflect.FieldDescriptor{}
+
+func init() {
+	for _, m := range Catalogue() {
+		lookInto(m.ProtoReflect().Descriptor())
+	}
+}
+
+func lookInto(d protoreflect.MessageDescriptor) {
+	if _, known := looked[d.FullName()]; known {
 		return
 	}
+	looked[d.FullName()] = nil
+	for i := range d.Fields().Len() {
+		switch field := d.Fields().Get(i); {
+		case field.IsMap(): // the schema has none
+		case field.Enum() != nil, field.Message() != nil && ofOurs(field.Message().FullName()):
+			looked[d.FullName()] = append(looked[d.FullName()], field)
+			if field.Message() != nil {
+				lookInto(field.Message())
+			}
+		}
+	}
+}
+
+func unknownIn(m protoreflect.Message, names *[]string) {
 	note := func(name protoreflect.FullName, between string, number int32) {
 		text := string(name) + between + strconv.Itoa(int(number))
 		if len(*names) < mostUnknown && !slices.Contains(*names, text) {
@@ -51,20 +75,21 @@ func unknownIn(m protoreflect.Message, names *[]string) {
 	for _, number := range numbersIn(m.GetUnknown()) {
 		note(m.Descriptor().FullName(), "#", int32(number))
 	}
-	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case field.IsMap(): // the schema has none
-		case field.Message() != nil && field.IsList():
+	for _, field := range looked[m.Descriptor().FullName()] {
+		if !m.Has(field) {
+			continue
+		}
+		switch v := m.Get(field); {
+		case field.IsList() && field.Message() != nil:
 			for i := range v.List().Len() {
 				unknownIn(v.List().Get(i).Message(), names)
 			}
 		case field.Message() != nil:
 			unknownIn(v.Message(), names)
-		case field.Enum() != nil && !field.IsList() && field.Enum().Values().ByNumber(v.Enum()) == nil:
+		case !field.IsList() && field.Enum().Values().ByNumber(v.Enum()) == nil:
 			note(field.Enum().FullName(), "=", int32(v.Enum()))
 		}
-		return true
-	})
+	}
 }
 
 // numbersIn are the numbers of the fields in a message's unknown bytes.
