@@ -233,4 +233,11 @@ func TestNextVersion(t *testing.T) {
 	require.NoError(t, err)
 	defer response.Body.Close()
 	require.Equal(t, http.StatusOK, response.StatusCode)
+	// Had the next version left tables that this one cannot work on, it would say so and end.
+	_, err = pool.Exec(within(t), "UPDATE "+projections.Schema+".fits SET since = 1000000")
+	require.NoError(t, err)
+	late := begin("late", "projector")
+	require.Error(t, late.cmd.Wait())
+	require.Contains(t, late.log.String(), "they ask for migration 1000000")
+	require.Contains(t, late.log.String(), "pixtools replay --promote")
 }
