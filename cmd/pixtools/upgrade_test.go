@@ -152,6 +152,7 @@ func TestNextVersion(t *testing.T) {
 	shared := ownKafka(t)
 	// Redis has been up for long, and nobody's patience depends on how busy this machine is.
 	shared["IDEMPOTENCY_SETTLE"], shared["READ_WAIT_TIMEOUT"] = "100ms", "30s"
+	shared["KAFKA_CONSUMER_SESSION_TIMEOUT"], shared["KAFKA_CONSUMER_HEARTBEAT_INTERVAL"] = "6s", "300ms" // members hear soon of hand-overs
 	begin := func(instance, roles string) *program {
 		variables := maps.Clone(shared)
 		variables["PRIVATE_ADDR"], variables["INSTANCE_ID"] = "127.0.0.1:"+freePort(t), instance
