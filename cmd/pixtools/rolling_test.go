@@ -94,8 +94,8 @@ func TestRollingRestart(t *testing.T) {
 	w := &rolled{t: t, env: realEnvOn(t, kafka.Brokers()), hooks: newReceiver(t, "127.0.0.2")}
 	maps.Copy(w.env, map[string]string{
 		"KAFKA_REPLICATION_FACTOR":       "3",
-		"KAFKA_CONSUMER_SESSION_TIMEOUT": "20m", "KAFKA_CONSUMER_HEARTBEAT_INTERVAL": "300ms",
-		"DRAIN_DELAY": drainDelay.String(), "DATABASE_MAX_CONNS": "6", "LOG_LEVEL": "warn",
+		"KAFKA_CONSUMER_SESSION_TIMEOUT": "20m",
+		"DRAIN_DELAY":                    drainDelay.String(), "DATABASE_MAX_CONNS": "6", "LOG_LEVEL": "warn",
 		"WEBHOOK_ALLOW_PRIVATE": "127.0.0.2/32", "WEBHOOK_COMMIT_INTERVAL": "100ms",
 		"CONVERT_CONCURRENCY": "1", "DENOISE_TILE": "216", "DENOISE_THREADS": "1", "DENOISE_NICE": "0",
 		// A busy machine is slow, and that is no error of what is tested.
