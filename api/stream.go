@@ -67,6 +67,9 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 			_ = out.write(comeBack()) // it ends here in any case
 			return nil
 		case <-beat.C:
+			if s.keyEnded(r.Context()) {
+				return nil
+			}
 			err = out.comment("still here")
 		case p := <-listening:
 			err = out.send("progress", "", p)
@@ -85,6 +88,9 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 			}
 			if next.GetPhase() == events.Phase_PHASE_DELETED {
 				return nil // who asks again is told that there is no such job
+			}
+			if s.keyEnded(r.Context()) {
+				return nil // who asks again is told so
 			}
 			state, place = next, e.Offset
 			err = s.sendJob(r.Context(), out, state, place)
