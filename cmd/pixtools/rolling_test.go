@@ -55,12 +55,14 @@ type rolled struct {
 	balancer *balancer
 	hooks    *receiver
 	jobs     []*rolledJob
+	// replacing ends when every process was replaced.
+	replacing context.Context
 
 	mu     sync.Mutex
 	faults []error
 	// cut counts event streams that ended with their process.
 	cut int
-	// longest is the longest time that a submission took.
+	// longest is the longest time that a submission took since somebody asked.
 	longest time.Duration
 }
 
@@ -72,8 +74,10 @@ type rolledJob struct {
 	// trace and caller are what its client sent as traceparent.
 	trace, caller string
 	// hook is the path of its webhook, or empty.
-	hook   string
-	stream bool
+	hook string
+	// stream says that its client follows its event stream; stays, that it does so for as long as
+	// processes are replaced, as a page does that nobody closes.
+	stream, stays bool
 }
 
 // TestRollingRestart replaces every process of a cluster, one after another, under load, as an
@@ -126,6 +130,8 @@ func TestRollingRestart(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
+	replacing, allReplaced := context.WithCancel(ctx)
+	w.replacing = replacing
 	allowed, ended := make(chan int), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -150,28 +156,33 @@ func TestRollingRestart(t *testing.T) {
 			defer close(coming)
 			allow(share)
 		}()
+		began := time.Now()
 		w.replace(m)
+		took := time.Since(began)
 		<-coming
+		t.Logf("%-22s replaced in %.1f s; the longest submission meanwhile took %.1f s", m.args[1], took.Seconds(), w.slowest().Seconds())
 	}
 	replaced := time.Now()
+	allReplaced()
 	allow(rolledJobs - next)
 	close(allowed)
 	<-ended
 	over := time.Now()
 
-	if faults := append(w.faults, w.balancer.found()...); len(faults) > 0 {
+	if faults := slices.Concat(w.faults, w.balancer.found()); len(faults) > 0 {
 		require.NoError(t, errors.Join(faults[:min(len(faults), 10)]...), "the first of %d errors that clients saw", len(faults))
 	}
 	require.Len(t, w.jobs, rolledJobs)
-	w.posted()
+	require.Positive(t, w.cut, "no event stream was open when its process stopped")
+	posted, again := w.posted()
 	w.oneFinalEach(kafka.Brokers())
 	members[0].verify(0)
 	for _, m := range members {
 		w.stop(m)
 	}
 	w.oneTraceEach(sink)
-	t.Logf("%d jobs, %d processes replaced, %d event streams continued; start %.0f s, replacing %.0f s, to the last job's end %.0f s, all %.0f s; the longest submission took %.1f s",
-		len(w.jobs), len(members), w.cut, started.Sub(began).Seconds(), replaced.Sub(started).Seconds(), over.Sub(replaced).Seconds(), time.Since(began).Seconds(), w.longest.Seconds())
+	t.Logf("%d jobs, %d processes replaced, %d event streams continued; start %.0f s, replacing %.0f s, to the last job's end %.0f s, all %.0f s; %d webhooks posted, %d of them again",
+		len(w.jobs), len(members), w.cut, started.Sub(began).Seconds(), replaced.Sub(started).Seconds(), over.Sub(replaced).Seconds(), time.Since(began).Seconds(), posted, again)
 }
 
 // member is a process that keeps its name and its ports over restarts.
@@ -234,7 +245,7 @@ func (w *rolled) load(ctx context.Context, allowed <-chan int) {
 // some two things.
 func (w *rolled) jobOf(number int) *rolledJob {
 	quick := []string{"jpg", "webp", "png"}
-	job := &rolledJob{number: number, operations: []string{quick[number%len(quick)]}, stream: number%4 == 0,
+	job := &rolledJob{number: number, operations: []string{quick[number%len(quick)]}, stream: number%4 == 0, stays: number < jobsAround && number%8 == 0,
 		trace: fmt.Sprintf("%032x", number+1), caller: fmt.Sprintf("%016x", number+1)}
 	switch {
 	case number%40 == 7:
@@ -351,9 +362,24 @@ func (w *rolled) ask(ctx context.Context, job *rolledJob) (*api.Job, error) {
 	return now, json.NewDecoder(response.Body).Decode(now)
 }
 
-// listen follows the job's event stream to the job's end, or until the process stops and says
-// to come back.
+// listen follows the job's event stream to the job's end, or until its process stops, or for as
+// long as the client stays.
 func (w *rolled) listen(ctx context.Context, job *rolledJob, last string) (*api.Job, string, error) {
+	staying, leave := context.WithCancel(ctx)
+	defer leave()
+	if job.stays {
+		defer context.AfterFunc(w.replacing, leave)()
+	}
+	now, last, err := w.read(staying, job, last)
+	if staying.Err() != nil && ctx.Err() == nil {
+		job.stays = false
+		return nil, last, nil // once more, to the job's end
+	}
+	return now, last, err
+}
+
+// read reads an event stream. It may only end with a word on when to come back.
+func (w *rolled) read(ctx context.Context, job *rolledJob, last string) (*api.Job, string, error) {
 	response, err := w.get(ctx, "/api/jobs/"+job.id+"/stream", last)
 	if err != nil {
 		return nil, last, err
@@ -361,23 +387,19 @@ func (w *rolled) listen(ctx context.Context, job *rolledJob, last string) (*api.
 	defer response.Body.Close()
 	lines := bufio.NewScanner(response.Body)
 	event, comeBack := "", false
-	var now *api.Job
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), ": ")
-		switch name {
-		case "event":
+		switch {
+		case name == "event":
 			event = value
-		case "id":
+		case name == "id":
 			last = value
-		case "retry":
+		case name == "retry":
 			comeBack = true
-		case "data":
-			if event != "job" {
-				continue
-			}
-			now = new(api.Job)
-			if err := json.Unmarshal([]byte(value), now); err != nil || now.Outcome != nil {
-				return now, last, err
+		case name == "data" && event == "job":
+			var now api.Job
+			if err := json.Unmarshal([]byte(value), &now); err != nil || now.Outcome != nil && !job.stays {
+				return &now, last, err
 			}
 		}
 	}
@@ -390,11 +412,21 @@ func (w *rolled) listen(ctx context.Context, job *rolledJob, last string) (*api.
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cut++
-	return now, last, nil
+	return nil, last, nil
 }
 
-// posted wants each webhook delivered, under one id.
-func (w *rolled) posted() {
+// slowest is the longest time that a submission took since this was asked last.
+func (w *rolled) slowest() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	longest := w.longest
+	w.longest = 0
+	return longest
+}
+
+// posted wants each webhook delivered, under one id, and counts those that were posted more than
+// once: they are at-least-once.
+func (w *rolled) posted() (all, again int) {
 	w.t.Helper()
 	through := &program{t: w.t, base: w.balancer.URL}
 	for _, job := range w.jobs {
@@ -402,12 +434,16 @@ func (w *rolled) posted() {
 			continue
 		}
 		through.hook(job.id, "DELIVERED")
-		ids := map[string]bool{}
-		for _, call := range w.hooks.of(job.hook) {
+		ids, calls := map[string]bool{}, w.hooks.of(job.hook)
+		for _, call := range calls {
 			ids[call.header.Get("Webhook-Id")] = true
 		}
 		require.Len(w.t, ids, 1, "job %s", job.id)
+		if all++; len(calls) > 1 {
+			again++
+		}
 	}
+	return all, again
 }
 
 // oneFinalEach wants each job requested and ended once in the log, and no others.
