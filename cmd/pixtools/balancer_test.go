@@ -87,8 +87,11 @@ func (b *balancer) once(r *http.Request) context.Context {
 }
 
 func (b *balancer) forward(w http.ResponseWriter, r *http.Request) {
-	for range b.backends {
-		if to := b.backends[int(b.turn.Add(1))%len(b.backends)]; to.ready.Load() {
+	// One turn for a request: of two that each took several, one might meet the same process again
+	// and again, and not the one that is ready.
+	turn := int(b.turn.Add(1))
+	for i := range b.backends {
+		if to := b.backends[(turn+i)%len(b.backends)]; to.ready.Load() {
 			to.proxy.ServeHTTP(w, r)
 			return
 		}

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"strings"
@@ -20,71 +18,30 @@ import (
 
 	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/testenv"
 	"github.com/pixtools/pixtools/projections"
 )
 
 // upgraders are clients that go on while versions change. Each submits a picture, waits for its
-// end, and begins again. It sends to a process with the role api that is ready, as a load
-// balancer does, and takes another where nobody takes its connection, or it is cut off: under
-// its idempotency key, that is the same job. Any answer but the one it wants is a fault.
+// end, and begins again. Any answer but the one it wants is a fault.
 type upgraders struct {
 	content []byte
-	apis    []*program
-	client  http.Client
+	service *program // what stands before the processes
 
 	mu     sync.Mutex
 	jobs   []string
 	faults []error
-	turn   int
-}
-
-// ask sends a request to one after the other until one answers it.
-func (u *upgraders) ask(ctx context.Context, make func(p *program) (*http.Request, error)) (status int, body []byte, err error) {
-	for {
-		u.mu.Lock()
-		u.turn++
-		p := u.apis[u.turn%len(u.apis)]
-		u.mu.Unlock()
-		request, err := make(p)
-		if err != nil {
-			return 0, nil, err
-		}
-		if status, body, err = u.send(ctx, p, request); err == nil {
-			return status, body, nil
-		}
-		select {
-		case <-ctx.Done():
-			return 0, nil, errors.Join(ctx.Err(), err)
-		case <-time.After(20 * time.Millisecond): // nobody took it: the next one may
-		}
-	}
-}
-
-// send is one try. What was not read to its end is no answer.
-func (u *upgraders) send(ctx context.Context, p *program, request *http.Request) (int, []byte, error) {
-	if status, _, err := p.private("/readyz"); err != nil || status != http.StatusOK {
-		return 0, nil, errors.Join(errors.New("it is not ready"), err)
-	}
-	response, err := u.client.Do(request.WithContext(ctx))
-	if err != nil {
-		return 0, nil, err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	return response.StatusCode, body, err
 }
 
 // one is a job from its submission to its end.
-func (u *upgraders) one(ctx context.Context, key string) error {
-	status, body, err := u.ask(ctx, func(p *program) (*http.Request, error) {
-		return p.form(file("a.png", "image/png", u.content), field("operations", `["webp"]`), field("idempotency_key", key))
-	})
+func (u *upgraders) one() error {
+	response, body, err := u.service.post(nil, file("a.png", "image/png", u.content), field("operations", `["webp"]`))
 	if err != nil {
 		return err
 	}
 	var accepted api.Accepted
-	if status != http.StatusAccepted {
-		return fmt.Errorf("a submission was answered %d: %s", status, body)
+	if response.StatusCode != http.StatusAccepted {
+		return fmt.Errorf("a submission was answered %s: %s", response.Status, body)
 	}
 	if err := json.Unmarshal(body, &accepted); err != nil {
 		return err
@@ -92,45 +49,32 @@ func (u *upgraders) one(ctx context.Context, key string) error {
 	u.mu.Lock()
 	u.jobs = append(u.jobs, accepted.JobID)
 	u.mu.Unlock()
-	for {
-		status, body, err := u.ask(ctx, func(p *program) (*http.Request, error) {
-			return http.NewRequest(http.MethodGet, p.base+"/api/jobs/"+accepted.JobID+"?wait=1", http.NoBody)
-		})
-		if err != nil {
-			return err
-		}
-		var job api.Job
-		if status != http.StatusOK {
-			return fmt.Errorf("job %s was answered %d: %s", accepted.JobID, status, body)
-		}
-		if err := json.Unmarshal(body, &job); err != nil {
-			return err
-		}
+	for deadline := time.Now().Add(patience); ; {
+		job, err := u.service.job(accepted.JobID)
 		switch {
-		case job.Outcome == nil:
-		case *job.Outcome != "SUCCEEDED":
-			return fmt.Errorf("job %s: %s", accepted.JobID, body)
-		default:
+		case err != nil:
+			return err
+		case job.Outcome != nil && *job.Outcome == "SUCCEEDED":
 			return nil
+		case job.Outcome != nil || time.Now().After(deadline):
+			return fmt.Errorf("job %s: %+v", accepted.JobID, job)
 		}
 	}
 }
 
 // begin has so many clients work until stop is called, which waits for what they have begun.
-func (u *upgraders) begin(ctx context.Context, name string, clients int) (stop func()) {
+func (u *upgraders) begin(clients int) (stop func()) {
 	enough := make(chan struct{})
 	var all sync.WaitGroup
-	for c := range clients {
+	for range clients {
 		all.Go(func() {
-			for n := 0; ; n++ {
+			for {
 				select {
 				case <-enough:
 					return
-				case <-ctx.Done():
-					return
 				case <-time.After(50 * time.Millisecond): // the pace of the load
 				}
-				if err := u.one(ctx, fmt.Sprintf("%s-%d-%d", name, c, n)); err != nil {
+				if err := u.one(); err != nil {
 					u.mu.Lock()
 					u.faults = append(u.faults, err)
 					u.mu.Unlock()
@@ -149,9 +93,11 @@ func (u *upgraders) begin(ctx context.Context, name string, clients int) (stop f
 func TestNextVersion(t *testing.T) {
 	t.Parallel()
 	next := nextVersion(t)
-	shared := ownKafka(t)
-	// Redis has been up for long, and nobody's patience depends on how busy this machine is.
-	shared["IDEMPOTENCY_SETTLE"], shared["READ_WAIT_TIMEOUT"] = "100ms", "30s"
+	cluster, err := testenv.StartKafka("", 1)
+	require.NoError(t, err)
+	t.Cleanup(cluster.Stop)
+	shared := realEnvOn(t, cluster.Brokers())
+	shared["DRAIN_DELAY"], shared["READ_WAIT_TIMEOUT"] = "2s", "30s"                                      // however busy this machine is
 	shared["KAFKA_CONSUMER_SESSION_TIMEOUT"], shared["KAFKA_CONSUMER_HEARTBEAT_INTERVAL"] = "6s", "300ms" // members hear soon of hand-overs
 	begin := func(instance, roles string) *program {
 		variables := maps.Clone(shared)
@@ -172,18 +118,21 @@ func TestNextVersion(t *testing.T) {
 		require.NoError(t, pool.QueryRow(within(t), "SELECT count(*) FROM "+projections.Schema+"."+what).Scan(&n))
 		return n
 	}
+	before := newBalancer(t, all[0].base, all[1].base)
+	for _, p := range all[:2] {
+		before.wait(t, p.base)
+	}
 	replace := func(p *program, by string) {
 		require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 		require.NoError(t, p.cmd.Wait(), "it ends in order, whatever the other version has written:\n%s", p.log)
 		p.binary = by
 		p.start()
 		p.ready()
+		before.wait(t, p.base)
 	}
-	load := &upgraders{content: pngOf(t, picture(40, 30)), apis: all[:2], client: http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-	defer cancel()
+	load := &upgraders{content: pngOf(t, picture(40, 30)), service: &program{t: t, base: before.URL}}
 
-	stop := load.begin(ctx, "up", 2)
+	stop := load.begin(2)
 	defer stop()
 	replace(all[0], next)
 	// The projector of this version, which is there still, meets what it does not know.
@@ -198,6 +147,7 @@ func TestNextVersion(t *testing.T) {
 	}
 	stop()
 	require.Empty(t, load.faults)
+	require.Empty(t, before.found())
 	upgraded := len(load.jobs)
 	eventually(t, "all that was passed over is taken in", func() error {
 		if n := count("passed_over"); n > 0 {
@@ -210,13 +160,14 @@ func TestNextVersion(t *testing.T) {
 	require.NotZero(t, count("jobs WHERE noted = 'noted at once/noted later'"), "jobs of the next version")
 	require.Zero(t, count("jobs WHERE noted NOT IN ('/', 'noted at once/noted later')"))
 
-	stop = load.begin(ctx, "down", 2)
+	stop = load.begin(2)
 	defer stop()
 	for _, p := range all {
 		replace(p, "")
 	}
 	stop()
 	require.Empty(t, load.faults)
+	require.Empty(t, before.found())
 	require.Greater(t, len(load.jobs), upgraded)
 	verified := first.verify(0)
 	require.Empty(t, verified.findings, "of this version, again")
