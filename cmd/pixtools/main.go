@@ -37,7 +37,7 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
-		webhooksCommand(), janitorCommand(), keysCommand(), tenantsCommand(), configCommand(), readyCommand(), openapiCommand())
+		webhooksCommand(), janitorCommand(), keysCommand(), tenantsCommand(), configCommand(), prepareCommand(), readyCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

@@ -362,28 +362,7 @@ func hopeless(err error) error {
 }
 
 func (s *services) prepareLog(ctx context.Context) error {
-	replication := s.cfg.Replication
-	if replication == 0 {
-		replication = -1 // the brokers' default
-	}
-	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-	changelog := func(name string) kafka.Topic {
-		if s.embedded.Kafka {
-			// That broker compacts by removing the log and writing it anew, which a kill would cut
-			// off, and it cannot tell a compacted log from one that lost records. It would remove
-			// states after a week, too.
-			return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Initially: forever}
-		}
-		return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
-	}
-	for _, topic := range []kafka.Topic{
-		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: forever},
-		changelog(events.SagaTopic),
-		changelog(events.WebhooksTopic),
-		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
-			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},
-	} {
-		topic.Replication = replication
+	for _, topic := range s.cfg.topics(s.embedded.Kafka) {
 		if err := kafka.EnsureTopic(ctx, s.kafka, topic); err != nil {
 			return err
 		}
@@ -391,6 +370,38 @@ func (s *services) prepareLog(ctx context.Context) error {
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
 	s.logID = id
 	return err
+}
+
+// topics are those that must exist.
+func (c config) topics(embedded bool) []kafka.Topic {
+	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+	changelog := kafka.Topic{Partitions: c.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
+	if embedded {
+		// That broker compacts by removing the log and writing it anew, which a kill would cut
+		// off, and it cannot tell a compacted log from one that lost records. It would remove
+		// states after a week, too.
+		changelog = kafka.Topic{Partitions: c.ChangelogPartitions, Initially: forever}
+	}
+	saga, webhooks := changelog, changelog
+	saga.Name, webhooks.Name = events.SagaTopic, events.WebhooksTopic
+	all := []kafka.Topic{
+		{Name: events.Topic, Partitions: c.Partitions, Must: forever},
+		saga, webhooks,
+		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
+			"retention.ms": strconv.FormatInt(c.DeadLetters.Retention.Milliseconds(), 10)}},
+	}
+	for i := range all {
+		all[i].Replication = c.Replication
+		if c.Replication == 0 {
+			all[i].Replication = -1 // the brokers' default
+		}
+		if c.MinISR > 0 && !embedded {
+			initially := map[string]string{"min.insync.replicas": strconv.Itoa(int(c.MinISR))}
+			maps.Copy(initially, all[i].Initially)
+			all[i].Initially = initially
+		}
+	}
+	return all
 }
 
 // announceSchemas tells the schema registry, where there is one, of every event. All
