@@ -86,7 +86,9 @@ type scaledObject struct {
 
 type triggerAuthentication struct {
 	metav1.ObjectMeta `json:"metadata"`
-	Spec              struct{ ConfigMapTargetRef, SecretTargetRef []struct{ Parameter, Name, Key string } }
+	Spec              struct {
+		ConfigMapTargetRef, SecretTargetRef []struct{ Parameter, Name, Key string }
+	}
 }
 
 // kustomized builds one.
@@ -322,9 +324,13 @@ func probes(t *testing.T, component string, c corev1.Container, cfg config) {
 	require.Equal(t, want, ports, component)
 	require.True(t, address.Addr().IsUnspecified(), "whoever probes comes from outside of the pod")
 	private := telemetry.Private(func() map[string]string { return map[string]string{component: telemetry.Ready} })
-	for path, probe := range map[string]*corev1.Probe{"/livez": c.LivenessProbe, "/readyz": c.ReadinessProbe, "/livez ": c.StartupProbe} {
-		require.NotNil(t, probe, "%s: %s", component, path)
-		require.Equal(t, strings.TrimSpace(path), probe.HTTPGet.Path, component)
+	for _, asked := range []struct {
+		probe *corev1.Probe
+		path  string
+	}{{c.StartupProbe, "/livez"}, {c.LivenessProbe, "/livez"}, {c.ReadinessProbe, "/readyz"}} {
+		probe := asked.probe
+		require.NotNil(t, probe, "%s: %s", component, asked.path)
+		require.Equal(t, asked.path, probe.HTTPGet.Path, component)
 		require.Equal(t, intstr.FromString("private"), probe.HTTPGet.Port, component)
 		answer := httptest.NewRecorder()
 		private.ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, probe.HTTPGet.Path, nil))
@@ -643,15 +649,18 @@ func TestKubernetesIsDocumented(t *testing.T) {
 	t.Parallel()
 	guide, err := os.ReadFile("../../docs/operations.md")
 	require.NoError(t, err)
+	names := func(text string) { // the whole guide would be no help in a failure
+		require.True(t, strings.Contains(string(guide), text), "docs/operations.md does not say %q", text)
+	}
 	for key := range secretKeys {
-		require.Contains(t, string(guide), "--from-literal="+key+"=", "docs/operations.md")
+		names("--from-literal=" + key + "=")
 	}
 	install, err := os.ReadFile("../../internal/lint/install.sh")
 	require.NoError(t, err)
 	versions := regexp.MustCompile(`KUBERNETES="(\d+\.\d+)\.\d+ `).FindSubmatch(install)
 	require.NotNil(t, versions)
+	names("Kubernetes " + string(versions[1]) + " or later")
 	keda := regexp.MustCompile(`KEDA=v(\d+\.\d+)\.`).FindSubmatch(install)
 	require.NotNil(t, keda)
-	require.Contains(t, string(guide), "Kubernetes "+string(versions[1])+" or later")
-	require.Contains(t, string(guide), "KEDA "+string(keda[1]))
+	names("KEDA " + string(keda[1]))
 }
