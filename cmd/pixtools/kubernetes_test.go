@@ -643,6 +643,51 @@ func portOf(t *testing.T, address string) int32 {
 	return int32(n)
 }
 
+// TestKubernetesRuns starts each container's command line in its environment: the Job first,
+// then every role, and a job goes through all of them. Addresses are those of this machine,
+// and there is one broker.
+func TestKubernetesRuns(t *testing.T) {
+	t.Parallel()
+	m, variables := kustomized(t, "base"), realEnv(t)
+	maps.Copy(variables, map[string]string{"KAFKA_REPLICATION_FACTOR": "1", "KAFKA_MIN_INSYNC_REPLICAS": "1", "HOST": "127.0.0.1"})
+	container := func(component string) *program {
+		environment := m.environment(component, t.TempDir())
+		for name, value := range variables {
+			file, fromFile := environment[name+fileSuffix]
+			if !fromFile {
+				environment[name] = value
+				continue
+			}
+			require.NoError(t, os.WriteFile(file, []byte(value), 0o600))
+		}
+		for _, name := range []string{"PORT", "SPOOL_DIR"} { // prepare has free ones
+			delete(environment, name)
+		}
+		environment["PRIVATE_ADDR"] = "127.0.0.1:" + freePort(t)
+		p := prepare(t, environment)
+		p.args = m.workloads[component].pod.Spec.Containers[0].Args
+		return p
+	}
+	job := container("prepare")
+	_, complaints, status := job.command(job.args...)
+	require.Zero(t, status, complaints)
+
+	pods := map[string]*program{}
+	for _, role := range allRoles {
+		pods[role] = container(role)
+		pods[role].start()
+	}
+	for _, p := range pods {
+		p.ready()
+	}
+	api := pods["api"]
+	id := api.submit(file("a.png", "image/png", pngOf(t, picture(600, 400))), field("operations", `["jpg","webp","avif","denoise"]`))
+	require.Equal(t, "SUCCEEDED", *api.ended(id).Outcome)
+	for _, p := range pods {
+		p.stopped()
+	}
+}
+
 // TestKubernetesIsDocumented: the guide names every key of the Secret, and the versions that
 // the manifests are checked against.
 func TestKubernetesIsDocumented(t *testing.T) {
