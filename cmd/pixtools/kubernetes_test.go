@@ -26,6 +26,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	podsecurityapi "k8s.io/pod-security-admission/api"
+	podsecurity "k8s.io/pod-security-admission/policy"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
@@ -263,11 +265,12 @@ func pod(t *testing.T, component string, w workload, cfg config) {
 
 	require.False(t, *spec.AutomountServiceAccountToken, component)
 	require.False(t, *spec.EnableServiceLinks, component)
-	require.True(t, *spec.SecurityContext.RunAsNonRoot, component)
-	require.Equal(t, corev1.SeccompProfileTypeRuntimeDefault, spec.SecurityContext.SeccompProfile.Type, component)
 	require.True(t, *c.SecurityContext.ReadOnlyRootFilesystem, component)
-	require.False(t, *c.SecurityContext.AllowPrivilegeEscalation, component)
-	require.Equal(t, []corev1.Capability{"ALL"}, c.SecurityContext.Capabilities.Drop, component)
+	admission, err := podsecurity.NewEvaluator(podsecurity.DefaultChecks(), nil)
+	require.NoError(t, err)
+	for _, result := range admission.EvaluatePod(podsecurityapi.LevelVersion{Level: podsecurityapi.LevelRestricted, Version: podsecurityapi.LatestVersion()}, &w.pod.ObjectMeta, &spec) {
+		require.True(t, result.Allowed, "%s: a namespace that is restricted refuses it: %s %s", component, result.ForbiddenReason, result.ForbiddenDetail)
+	}
 
 	// What is written lies in volumes that end somewhere.
 	volumes := map[string]corev1.Volume{}

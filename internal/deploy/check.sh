@@ -59,9 +59,10 @@ check_manifests() {
 		mv "$temporary/$name.yaml" "$built/"
 	done
 	[ -n "$(ls "$built")" ] || return 0
-	for version in 1.31.0 1.37.0; do
+	for schemas in "$tools"/schemas/v*; do
+		version=${schemas##*/v}
 		"$tools/kubeconform" -strict -kubernetes-version "$version" \
-			-schema-location "$tools/schemas/v$version/{{ .ResourceKind }}{{ .KindSuffix }}.json" \
+			-schema-location "$schemas/{{ .ResourceKind }}{{ .KindSuffix }}.json" \
 			-schema-location "$tools/schemas/keda/{{ .ResourceKind }}_{{ .ResourceAPIVersion }}.json" \
 			"$built"/*.yaml || fault "Kubernetes $version or KEDA would refuse what is above"
 	done
