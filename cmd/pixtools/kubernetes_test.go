@@ -255,7 +255,7 @@ func pod(t *testing.T, component string, w workload, cfg config) {
 		require.True(t, selector.Matches(labels.Set(w.pod.Labels)), component)
 		// Killed at the end of this time, whatever it does.
 		grace := time.Duration(*spec.TerminationGracePeriodSeconds) * time.Second
-		require.Greater(t, grace, cfg.StopTimeout+flushTimeout+roomToStop, component)
+		require.Greater(t, grace, cfg.DrainDelay+cfg.StopTimeout+flushTimeout+roomToStop, component)
 		probes(t, component, c, cfg)
 	}
 	// Those whose instance's name is in a transactional id need one that stays.
