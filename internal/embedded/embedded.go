@@ -61,6 +61,11 @@ type Config struct {
 	// Beyond it: as with KafkaPort.
 	S3Port int `env:"PIXTOOLS_EMBEDDED_S3_PORT" range:"0 to 65535"`
 
+	// DiskReserve is what must be free on the disk of DataDir, in bytes, so that what was accepted comes to
+	// its end: a quarter of it is never written to.
+	// Beyond it: submissions are 507, and the process says that it is not ready, until there is room.
+	DiskReserve int64 `env:"PIXTOOLS_DISK_RESERVE_BYTES" envDefault:"268435456" range:"67108864 to 1099511627776"`
+
 	// PostgresCacheDir keeps the downloaded PostgreSQL programs between data directories.
 	PostgresCacheDir string `env:"PIXTOOLS_POSTGRES_CACHE_DIR" derived:"pixtools/postgres in the user's cache directory, for root in /var/cache"`
 	// PostgresBinariesDir is a PostgreSQL 15 already on this machine (it has `bin/pg_ctl`); nothing is
@@ -83,6 +88,9 @@ func (c Config) Validate() error {
 	}
 	if c.Bucket == "" {
 		faults = append(faults, errors.New("AWS_S3_BUCKET is empty: name a bucket"))
+	}
+	if c.DiskReserve < leastReserve || c.DiskReserve > mostReserve {
+		faults = append(faults, fmt.Errorf("PIXTOOLS_DISK_RESERVE_BYTES is %d: it must be from %d to %d", c.DiskReserve, leastReserve, mostReserve))
 	}
 	taken := map[int]string{}
 	for _, p := range c.ports() {
@@ -110,6 +118,12 @@ func (c Config) ports() []portVariable {
 		{"PIXTOOLS_EMBEDDED_S3_PORT", c.S3Port},
 	}
 }
+
+const (
+	// leastReserve is enough for a quarter of it to hold a segment of PostgreSQL's write-ahead log, 16 MiB.
+	leastReserve = 64 << 20
+	mostReserve  = 1 << 40
+)
 
 // Needs names the parts to run: those without a configured address.
 type Needs struct{ Kafka, Postgres, Redis, S3 bool }
@@ -158,6 +172,9 @@ func Start(ctx context.Context, cfg Config, needs Needs, log *slog.Logger) (*Par
 	cfg.DataDir = dir
 	if err := os.MkdirAll(dir, dataDirMode()); err != nil {
 		return nil, fmt.Errorf("create the data directory: %w; set PIXTOOLS_DATA_DIR to one that can be written", err)
+	}
+	if err := cfg.checkRoom(); err != nil {
+		return nil, err
 	}
 	if p.lock, err = lockDir(dir); err != nil {
 		return nil, err
