@@ -180,9 +180,9 @@ func TestBackup(t *testing.T) {
 	t.Run("not empty", func(t *testing.T) {
 		to.newKey("stranger", "read")
 		refused(dir, with, "api_keys has 1 rows", "restore into a database without it")
-		execute(t, pool, "DELETE FROM pixtools_secrets.api_keys", "CREATE SCHEMA pixtools", "CREATE TABLE pixtools.jobs AS SELECT 1")
-		refused(dir, with, "the read model in PostgreSQL has 1 jobs", "DROP SCHEMA pixtools")
-		execute(t, pool, "DROP SCHEMA pixtools CASCADE")
+		execute(t, pool, "DELETE FROM pixtools_secrets.api_keys", "CREATE SCHEMA pixtools_read", "CREATE TABLE pixtools_read.jobs AS SELECT 1")
+		refused(dir, with, "the read model in PostgreSQL has 1 jobs", "DROP SCHEMA pixtools_read")
+		execute(t, pool, "DROP SCHEMA pixtools_read CASCADE")
 		bucket := to.bucket()
 		require.NoError(t, bucket.store.EnsureBucket(within(t)))
 		foreign := bucket.put("raw/somebody/else", []byte("x"))

@@ -55,7 +55,7 @@ func onKafka(t *testing.T) *cluster {
 }
 
 func onEmbedded(t *testing.T) *cluster {
-	parts, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Bucket: "b", Region: "us-east-1"}, embedded.Needs{Kafka: true}, quiet)
+	parts, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), DiskReserve: 64 << 20, Bucket: "b", Region: "us-east-1"}, embedded.Needs{Kafka: true}, quiet)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, parts.Stop(context.Background())) })
 	return connect(t, parts.Brokers)
