@@ -32,7 +32,7 @@ func TestRefusals(t *testing.T) {
 	require.NoError(t, committing.ProduceSync(ctx, record()).FirstErr())
 
 	p.guardLog(b.cluster, dir, math.MaxInt64)
-	impatient := newClient(t, brokers, kgo.RecordDeliveryTimeout(100*time.Millisecond), kgo.RetryTimeout(100*time.Millisecond), kgo.DisableIdempotentWrite())
+	impatient := newClient(t, brokers, kgo.RecordDeliveryTimeout(time.Second), kgo.RetryTimeout(time.Second), kgo.DisableIdempotentWrite())
 	require.Error(t, impatient.ProduceSync(ctx, record()).FirstErr())
 	require.Error(t, committing.EndTransaction(ctx, kgo.TryCommit))
 	offsets := kadm.Offsets{}

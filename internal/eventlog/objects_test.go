@@ -121,7 +121,9 @@ func TestDeletedMeanwhile(t *testing.T) {
 	source, store := onEmbedded(t), bucket(t, "pixtools-deleted-meanwhile")
 	require.NoError(t, source.prepare(1)(t.Context()))
 	sum := sha256.Sum256([]byte("content"))
-	keyOf := func(name string) string { return "raw/" + events.JobID("test", name) + "/" + hex.EncodeToString(sum[:]) }
+	keyOf := func(name string) string {
+		return "raw/" + events.JobID("test", name) + "/" + hex.EncodeToString(sum[:])
+	}
 	tell := func(name string, m proto.Message) {
 		r, err := events.New(events.JobID("test", name), time.Now(), "test", "r", m).Record()
 		require.NoError(t, err)
