@@ -192,6 +192,12 @@ func (s *Server) sessionSender(w http.ResponseWriter, r *http.Request) (apikeys.
 	return who, nil
 }
 
+// keyEnded says whether the key that a request was let in with has been revoked since, or has expired.
+func (s *Server) keyEnded(ctx context.Context) bool {
+	id := apikeys.From(ctx).KeyID
+	return id != "" && s.APIKeys.Ended(ctx, id)
+}
+
 // keyOf is the key in a request's headers; ok is false where there are two.
 func keyOf(r *http.Request) (key string, ok bool) {
 	key = r.Header.Get(keyHeader)

@@ -195,7 +195,6 @@ func describe(f *fuego.Server) ([]byte, error) {
 			}
 			op.Parameters = kept
 			onlyTypes(op)
-			guard(doc, op)
 		}
 	}
 	stream := doc.Paths.Value("/api/jobs/{job_id}/stream").Get
@@ -234,6 +233,11 @@ func describe(f *fuego.Server) ([]byte, error) {
 	}
 	for _, name := range []string{"from", "to"} { // the framework would answer in its own words where they are missing
 		doc.Paths.Value("/api/usage").Get.Parameters.GetByInAndName("query", name).Required = true
+	}
+	for _, item := range doc.Paths.Map() {
+		for _, op := range item.Operations() {
+			guard(doc, op)
+		}
 	}
 	delete(doc.Components.Schemas, "HTTPError")
 	delete(doc.Components.Schemas, "unknown-interface")

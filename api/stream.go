@@ -64,6 +64,9 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 		case <-s.Stopping:
 			return nil
 		case <-beat.C:
+			if s.keyEnded(r.Context()) {
+				return nil
+			}
 			err = out.comment("still here")
 		case p := <-listening:
 			err = out.send("progress", "", p)
@@ -82,6 +85,9 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 			}
 			if next.GetPhase() == events.Phase_PHASE_DELETED {
 				return nil // who asks again is told that there is no such job
+			}
+			if s.keyEnded(r.Context()) {
+				return nil // who asks again is told so
 			}
 			state, place = next, e.Offset
 			err = s.sendJob(r.Context(), out, state, place)

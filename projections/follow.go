@@ -41,7 +41,7 @@ func (r *Replayer) begin(ctx context.Context, f *follower, schema string) error 
 	if err := Migrate(ctx, f.pool, schema); err != nil {
 		return err
 	}
-	starts, _, err := r.extent(ctx)
+	starts, err := r.starts(ctx)
 	if err != nil {
 		return err
 	}

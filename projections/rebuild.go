@@ -94,7 +94,11 @@ var ErrLogCut = errors.New("the log's beginning is gone: what is made of the res
 // was made is removed where an error comes back.
 func (r *Replayer) Build(ctx context.Context, until Until, tell func(Progress)) (Rebuilt, error) {
 	began := time.Now()
-	starts, ends, err := r.extent(ctx)
+	starts, err := r.starts(ctx)
+	if err != nil {
+		return Rebuilt{}, err
+	}
+	ends, err := r.ends(ctx)
 	if err != nil {
 		return Rebuilt{}, err
 	}

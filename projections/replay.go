@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/kafka"
 )
 
 // ReplayConfig bounds a replay.
@@ -117,42 +118,12 @@ type Progress struct {
 	Done, Total int64
 }
 
-// extent is where the log begins, and where it ends now for who reads committed records.
-func (r *Replayer) extent(ctx context.Context) (starts, ends map[int32]int64, err error) {
-	listed, err := r.kafka.ListStartOffsets(ctx, events.Topic)
-	if err == nil {
-		starts, err = offsetsOf(listed)
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("ask where the log begins: %w", err)
-	}
-	ends, err = r.ends(ctx)
-	return starts, ends, err
+func (r *Replayer) starts(ctx context.Context) (map[int32]int64, error) {
+	return kafka.Starts(ctx, r.kafka, events.Topic)
 }
 
 func (r *Replayer) ends(ctx context.Context) (map[int32]int64, error) {
-	listed, err := r.kafka.ListCommittedOffsets(ctx, events.Topic)
-	if err == nil {
-		var ends map[int32]int64
-		if ends, err = offsetsOf(listed); err == nil {
-			return ends, nil
-		}
-	}
-	return nil, fmt.Errorf("ask where the log ends: %w", err)
-}
-
-func offsetsOf(listed kadm.ListedOffsets) (map[int32]int64, error) {
-	offsets := map[int32]int64{}
-	for _, o := range listed[events.Topic] {
-		if o.Err != nil {
-			return nil, fmt.Errorf("partition %d: %w", o.Partition, o.Err)
-		}
-		offsets[o.Partition] = o.Offset
-	}
-	if len(offsets) == 0 {
-		return nil, fmt.Errorf("there is no topic %s", events.Topic)
-	}
-	return offsets, nil
+	return kafka.CommittedEnds(ctx, r.kafka, events.Topic)
 }
 
 // Fetching is bounded: what is under way and what the client holds ready is some of these.

@@ -31,7 +31,8 @@ export function duration(seconds) {
 // saved says how much smaller a result is than its source, or how much larger.
 export function saved(before, after) {
   const share = Math.round((1 - after / before) * 100);
-  return share >= 0 ? `${share} % smaller` : `${-share} % larger`;
+  if (share === 0) return "about the same size";
+  return share > 0 ? `${share} % smaller` : `${-share} % larger`;
 }
 
 export const sides = (picture) => `${picture.width} × ${picture.height}`;

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -554,13 +555,33 @@ func TestAPIKeysOfTwoProcesses(t *testing.T) {
 	require.Equal(t, http.StatusOK, status(one, limited))
 	require.Equal(t, http.StatusTooManyRequests, status(two, limited))
 	eventually(t, "when the key was used", func() error {
-		if out, _, _ := one.command("keys", "list", "--json"); !regexp.MustCompile(`"id":"` + id + `".*"last_used_at":"\d{4}-\d\d-\d\dT\d\d:00:00`).MatchString(out) {
+		if out, _, _ := one.command("keys", "list", "--json"); !regexp.MustCompile(`"id":"` + id + `"[^}]*"last_used_at":"\d{4}-\d\d-\d\dT\d\d:00:00`).MatchString(out) {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
 	})
 
+	writing, _ := one.newKey("shared", "submit,read")
+	cut := jpegOf(t, picture(300, 200))
+	var accepted api.Accepted
+	require.NoError(t, json.Unmarshal(two.submitAs(writing, file("a.jpg", "image/jpeg", cut[:len(cut)/2]), field("operations", `["webp"]`)).body, &accepted))
+	failing := accepted.JobID
 	gone, id := one.newKey("shared", "read")
+	streams := map[string]func() (news, error){}
+	for _, key := range []string{gone, writing} {
+		next := two.followAs(key, failing)
+		eventually(t, "the job's end on its stream", func() error {
+			n, err := next()
+			require.NoError(t, err)
+			var job api.Job
+			require.NoError(t, json.Unmarshal([]byte(n.data), &job))
+			if job.Outcome == nil {
+				return errors.New(n.data)
+			}
+			return nil
+		})
+		streams[key] = next
+	}
 	for _, p := range []*program{one, two} {
 		require.Equal(t, http.StatusOK, status(p, gone))
 	}
@@ -575,17 +596,39 @@ func TestAPIKeysOfTwoProcesses(t *testing.T) {
 		})
 	}
 
-	known, _ := one.newKey("shared", "submit,read")
+	require.Equal(t, http.StatusAccepted, two.demand(http.MethodPost, "/api/jobs/"+failing+"/retry", "X-API-Key", writing).status)
+	_, err = streams[writing]()
+	require.NoError(t, err)
+	_, err = streams[gone]()
+	require.ErrorIs(t, err, io.EOF, "an open stream has no news for a revoked key")
+
+	known, knownID := one.newKey("shared", "submit,read")
 	unknown := strings.Replace(known, known[9:25], "aaaaaaaaaaaaaaaa", 1)
 	image, ops := file("a.png", "image/png", pngOf(t, picture(8, 8))), field("operations", `["webp"]`)
 	require.Equal(t, http.StatusAccepted, two.submitAs(known, image, ops).status)
-	fresh, _ := one.newKey("new-tenant", "submit") // of a tenant that has never sent anything
+	fresh, freshID := one.newKey("new-tenant", "submit") // of a tenant that has never sent anything
 	eventually(t, "the new tenant's keys in memory", func() error {
 		if a := two.submitAs(fresh, image, ops); a.status != http.StatusAccepted {
 			return fmt.Errorf("%d: %s", a.status, a.body)
 		}
 		return nil
 	})
+	// A key that is asked for in PostgreSQL is not put into memory: the next reading does that.
+	// A process tells of a key's use after it has read the keys. So when it has told of one key,
+	// and then of another one that was made afterwards, it has read them with the first among them.
+	told := func(id string) {
+		eventually(t, "word of the key's use", func() error {
+			if out, _, _ := one.command("keys", "list", "--json"); !regexp.MustCompile(`"id":"` + id + `"[^}]*"last_used_at":"\d`).MatchString(out) {
+				return fmt.Errorf("%s", out)
+			}
+			return nil
+		})
+	}
+	told(knownID)
+	told(freshID)
+	last, lastID := one.newKey("new-tenant", "submit")
+	require.Equal(t, http.StatusAccepted, two.submitAs(last, image, ops).status)
+	told(lastID)
 	require.NoError(t, postgres.Kill())
 	require.NoError(t, redis.Kill())
 	for _, key := range []string{known, fresh} {

@@ -62,10 +62,10 @@ func TestDenoise(t *testing.T) {
 	variables := embeddedEnv(t)
 	kafkaPort := freePort(t)
 	variables["PIXTOOLS_EMBEDDED_KAFKA_PORT"] = kafkaPort
-	// Many tiles, one at a time, so that there is progress to see.
+	// Many tiles, one at a time, so that there is progress to see, long after webp is done.
 	variables["DENOISE_TILE"], variables["DENOISE_THREADS"] = "256", "1"
 	p := run(t, variables)
-	noisy := grainy(700, 500, 25)
+	noisy := grainy(1100, 800, 25)
 	id := p.submit(file("night.png", "image/png", pngOf(t, noisy)), field("operations", `["webp","denoise"]`))
 
 	var between api.Job
@@ -193,6 +193,8 @@ func TestDenoiseSurvivesRebalances(t *testing.T) {
 	variables := realEnv(t)
 	variables["DENOISE_TILE"], variables["DENOISE_THREADS"] = "256", "1"
 	variables["DENOISE_CONCURRENCY"] = "4" // so that some of what moves is in work
+	// How long a stop waits is not asked here: on a busy machine a picture takes longer than by default.
+	variables["KAFKA_CONSUMER_CLOSE_TIMEOUT"], variables["STOP_TIMEOUT"] = "2m", "3m"
 	p := run(t, variables)
 	const jobs = 16
 	var ids []string

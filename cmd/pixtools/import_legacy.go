@@ -448,14 +448,12 @@ func (l *legacyImport) readLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	total, done := int64(0), int64(0)
-	for _, r := range t.Ranges {
-		total += max(r.To-r.From, 0)
-	}
 	l.gauge.counts = "records"
-	return l.parts.brokers.Read(ctx, events.Topic, t.Ranges, func(r *kgo.Record) error {
-		done++
+	count := eventlog.Counter(t.Ranges, func(done, total int64) {
 		l.gauge.tell(projections.Progress{Phase: "looking what is there", Done: done, Total: total})
+	})
+	return l.parts.brokers.Read(ctx, events.Topic, t.Ranges, func(r *kgo.Record) error {
+		count(r)
 		id, err := uuid.ParseBytes(r.Key)
 		if _, ours := l.there[id]; err != nil || !ours {
 			return nil

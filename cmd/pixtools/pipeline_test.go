@@ -25,6 +25,7 @@ import (
 	"golang.org/x/image/webp"
 
 	"github.com/pixtools/pixtools/internal/sniff"
+	"github.com/pixtools/pixtools/internal/testenv"
 )
 
 // TestWholePath: every source to every target, on real servers and on embedded ones,
@@ -275,7 +276,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "lib", filepath.Base(library)), content, 0o644))
 	}
 	p := prepare(t, map[string]string{"PIXTOOLS_DATA_DIR": filepath.Join(dir, "data"), "HOME": dir, "SPOOL_DIR": filepath.Join(dir, "spool")})
-	p.log = &lockedBuffer{}
+	p.log = &testenv.Buffer{}
 	p.cmd = exec.Command(program, "serve")
 	p.cmd.Dir, p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = dir, p.env, p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}

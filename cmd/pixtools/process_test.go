@@ -19,7 +19,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -58,25 +57,7 @@ type program struct {
 	env  []string
 	args []string
 	cmd  *exec.Cmd
-	log  *lockedBuffer
-}
-
-// lockedBuffer may be read while the program writes to it.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	log  *testenv.Buffer
 }
 
 // run starts `pixtools serve` with nothing in its environment but what is given, and
@@ -112,7 +93,7 @@ func (p *program) start() {
 	p.t.Helper()
 	self, err := os.Executable()
 	require.NoError(p.t, err)
-	p.log = &lockedBuffer{}
+	p.log = &testenv.Buffer{}
 	p.cmd = exec.Command(self, p.args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, p.log, p.log
 	p.cmd.WaitDelay = 10 * time.Second // children that outlive it hold the pipe

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/testenv"
 	"github.com/pixtools/pixtools/models"
 	"github.com/pixtools/pixtools/processors"
 )
@@ -185,7 +186,7 @@ func TestReprocessGoesOn(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.CommandContext(within(t), self, "reprocess", "--operation=webp")
-	told := &lockedBuffer{}
+	told := &testenv.Buffer{}
 	cmd.Env, cmd.Stderr = append(slices.Clone(p.env), "REPROCESS_RATE=25", "REPROCESS_LOOK_INTERVAL=50ms"), told
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill() })

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"syscall"
@@ -20,10 +22,16 @@ import (
 type news struct{ event, id, data string }
 
 // follow opens a job's stream; next reads its next event.
-func (p *program) follow(id string) (next func() (news, error)) {
+func (p *program) follow(id string) (next func() (news, error)) { return p.followAs("", id) }
+
+// followAs is follow with an API key.
+func (p *program) followAs(key, id string) (next func() (news, error)) {
 	p.t.Helper()
 	request, err := http.NewRequestWithContext(within(p.t), http.MethodGet, p.base+"/api/jobs/"+id+"/stream", nil)
 	require.NoError(p.t, err)
+	if key != "" {
+		request.Header.Set("X-API-Key", key)
+	}
 	response, err := http.DefaultClient.Do(request)
 	require.NoError(p.t, err)
 	p.t.Cleanup(func() { response.Body.Close() })
@@ -46,7 +54,7 @@ func (p *program) follow(id string) (next func() (news, error)) {
 				}
 			}
 		}
-		return n, fmt.Errorf("the stream ended: %w", lines.Err())
+		return n, fmt.Errorf("the stream ended: %w", cmp.Or(lines.Err(), io.EOF))
 	}
 }
 

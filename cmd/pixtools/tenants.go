@@ -26,7 +26,7 @@ func tenantsCommand() *cobra.Command {
 // erasure is what the forget command was told.
 type erasure struct {
 	tenant, confirm string
-	dry, deleteJobs bool
+	deleteJobs      bool
 	patience        time.Duration
 	out             io.Writer
 }
@@ -51,7 +51,7 @@ func forgetCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&e.confirm, "confirm", "", "the tenant's name once more: do it")
-	flags.BoolVar(&e.dry, "dry-run", false, "say what would be done")
+	flags.Bool("dry-run", true, "say what would be done; so it is without --confirm, too")
 	flags.BoolVar(&e.deleteJobs, "delete-jobs", true, "delete its jobs, and with them its pictures; =false keeps them, without names")
 	flags.DurationVar(&e.patience, "wait", 2*time.Minute, "how long to wait for the end of jobs that were cancelled")
 	cmd.MarkFlagsMutuallyExclusive("confirm", "dry-run")
@@ -75,11 +75,11 @@ func (e erasure) run(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	if err := secrets.Migrate(ctx, k.pool); err != nil {
-		return err
-	}
 	if e.confirm == "" {
 		return e.preview(ctx, k, func() (int64, error) { return secrets.Held(ctx, k.pool, e.tenant) })
+	}
+	if err := secrets.Migrate(ctx, k.pool); err != nil {
+		return err
 	}
 	// The jobs first: what ends in between leaves keys, and the command goes on when it is repeated.
 	if e.deleteJobs {

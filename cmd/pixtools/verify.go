@@ -219,17 +219,16 @@ func (v verify) log(ctx context.Context, p *parts, whole, meant map[int32]eventl
 		tell.gauge.tell(projections.Progress{Phase: "reading objects", Done: done, Total: total})
 	}
 	tell.Tally, err = a.Log(ctx, func(what string, all bool, each func(*kgo.Record) error) error {
-		ranges, done, total := meant, int64(0), int64(0)
+		ranges := meant
 		if all {
 			ranges = whole
 		}
-		for _, r := range ranges {
-			total += max(r.To-r.From, 0)
-		}
 		tell.gauge.counts = "records"
-		return p.brokers.Read(ctx, events.Topic, ranges, func(r *kgo.Record) error {
-			done++
+		count := eventlog.Counter(ranges, func(done, total int64) {
 			tell.gauge.tell(projections.Progress{Phase: what, Done: done, Total: total})
+		})
+		return p.brokers.Read(ctx, events.Topic, ranges, func(r *kgo.Record) error {
+			count(r)
 			return each(r)
 		})
 	})

@@ -201,6 +201,21 @@ func (r *Ring) Find(ctx context.Context, p Presented) (Identity, error) {
 	return k.identity(), nil
 }
 
+// Ended says whether a key that was let in is none any more, for what goes on long after. Where
+// nobody can tell, it is one still.
+func (r *Ring) Ended(ctx context.Context, id string) bool {
+	now := time.Now()
+	known := r.held.Load()
+	k, found := known.keys[id]
+	if !found || now.Sub(known.at) > r.cfg.OfflineTTL {
+		var err error
+		if k, err = r.lookUp(ctx, id); err != nil {
+			return errors.Is(err, ErrUnknown)
+		}
+	}
+	return k.State(now) != "VALID"
+}
+
 func (r *Ring) lookUp(ctx context.Context, id string) (Key, error) {
 	select {
 	case r.lookups <- struct{}{}:

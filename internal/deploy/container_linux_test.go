@@ -1,7 +1,6 @@
 package deploy_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/pixtools/pixtools/internal/testenv"
 )
 
 // What is here is as much of a container engine as a test of a compose file needs: each
@@ -262,26 +262,9 @@ func (n *network) address(i int) string { return fmt.Sprintf("10.77.0.%d", 10+i)
 type container struct {
 	spec
 	cmd    *exec.Cmd
-	output lockedBuffer
-	stdout lockedBuffer
+	output testenv.Buffer
+	stdout testenv.Buffer
 	ended  chan error
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // start makes a container and has it run.

@@ -261,7 +261,7 @@ func (b *Brokers) contents(ctx context.Context, t *Topic, into []content, progre
 			return fmt.Errorf("the first %d records of partition %d were removed", r.From, partition)
 		}
 	}
-	count := counter(t.Ranges, progress)
+	count := Counter(t.Ranges, progress)
 	err := b.Read(ctx, t.Name, t.Ranges, func(r *kgo.Record) error {
 		count(r)
 		c := &into[r.Partition]

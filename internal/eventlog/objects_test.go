@@ -54,23 +54,24 @@ func TestObjects(t *testing.T) {
 	}
 	now := time.Now()
 	for name, c := range map[string]struct {
-		at     time.Time
-		stored string
-		gone   proto.Message
+		at           time.Time
+		told, stored string
+		gone         proto.Message
 	}{
-		"stored":  {now, "content", nil},
-		"equal":   {now, "content", nil},
-		"old":     {now.Add(-retention - time.Minute), "", nil},
-		"recent":  {now.Add(-retention + time.Minute), "", nil},
-		"expired": {now, "", &events.ArtifactsExpired{Operations: []string{"webp"}, Source: true}},
-		"deleted": {now, "", &events.JobDeleted{}},
-		"damaged": {now, "CONTENT", nil},
+		"stored":  {now, "content", "content", nil},
+		"equal":   {now, "content", "content", nil},
+		"old":     {now.Add(-retention - time.Minute), "content", "", nil},
+		"recent":  {now.Add(-retention + time.Minute), "content", "", nil},
+		"expired": {now, "content", "", &events.ArtifactsExpired{Operations: []string{"webp"}, Source: true}},
+		"deleted": {now, "content", "", &events.JobDeleted{}},
+		// Nothing else has its bytes: they would be taken from there.
+		"damaged": {now, "another", "ANOTHER", nil},
 	} {
 		job := events.JobID("test", name)
-		raw, made := "raw/"+job+"/"+sum("content"), "processed/"+job+"/webp/"+sum("content")+".webp"
-		tell(job, c.at, &events.JobRequested{Source: &events.Source{Key: raw, Sha256: sum("content"), Bytes: 7}})
+		raw, made := "raw/"+job+"/"+sum(c.told), "processed/"+job+"/webp/"+sum(c.told)+".webp"
+		tell(job, c.at, &events.JobRequested{Source: &events.Source{Key: raw, Sha256: sum(c.told), Bytes: 7}})
 		for range 2 { // a repeat names nothing new
-			tell(job, c.at, &events.OperationCompleted{Operation: "webp", Artifact: &events.Artifact{Key: made, Sha256: sum("content"), Bytes: 7}})
+			tell(job, c.at, &events.OperationCompleted{Operation: "webp", Artifact: &events.Artifact{Key: made, Sha256: sum(c.told), Bytes: 7}})
 		}
 		if c.stored != "" {
 			put(raw, c.stored)

@@ -147,7 +147,7 @@ func (b *Brokers) Show(ctx context.Context, topic string, q Query, follow bool, 
 		}
 		err = b.Follow(ctx, topic, from, show, flush)
 	} else {
-		count := counter(ranges, progress)
+		count := Counter(ranges, progress)
 		err = b.Read(ctx, topic, ranges, func(r *kgo.Record) error {
 			count(r)
 			return show(r)
@@ -159,8 +159,8 @@ func (b *Brokers) Show(ctx context.Context, topic string, q Query, follow bool, 
 	return errors.Join(err, flush())
 }
 
-// counter tells how far a read is, in offsets.
-func counter(ranges map[int32]Range, progress func(done, total int64)) func(*kgo.Record) {
+// Counter tells how far a read is, in offsets: a compacted partition has fewer records.
+func Counter(ranges map[int32]Range, progress func(done, total int64)) func(*kgo.Record) {
 	done, total := int64(0), int64(0)
 	last := map[int32]int64{}
 	for partition, r := range ranges {

@@ -151,7 +151,11 @@ func (l *LagReader) Lags(ctx context.Context) (Lags, error) {
 func (l *LagReader) look(ctx context.Context) (Lags, error) {
 	admin := kadm.NewClient(l.client)
 	at, faults := l.offsets(ctx, admin)
-	starts, ends, err := l.extent(ctx, admin)
+	starts, err := Starts(ctx, admin, l.topic)
+	var ends map[int32]int64
+	if err == nil {
+		ends, err = CommittedEnds(ctx, admin, l.topic)
+	}
 	if err != nil {
 		return Lags{}, err
 	}
@@ -260,27 +264,6 @@ func (l *LagReader) offsets(ctx context.Context, admin *kadm.Client) (at map[str
 		}
 	}
 	return at, faults
-}
-
-// extent is where the topic begins and ends.
-func (l *LagReader) extent(ctx context.Context, admin *kadm.Client) (starts, ends map[int32]int64, err error) {
-	starts, ends = map[int32]int64{}, map[int32]int64{}
-	for _, of := range []struct {
-		list func(context.Context, ...string) (kadm.ListedOffsets, error)
-		into map[int32]int64
-	}{{admin.ListStartOffsets, starts}, {admin.ListCommittedOffsets, ends}} {
-		listed, err := of.list(ctx, l.topic)
-		if err == nil {
-			err = listed.Error()
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("ask where topic %s begins and ends: %w", l.topic, err)
-		}
-		for _, o := range listed[l.topic] {
-			of.into[o.Partition] = o.Offset
-		}
-	}
-	return starts, ends, nil
 }
 
 // read finds the first record at or behind each of the wanted offsets, in l.known. It reads a

@@ -104,7 +104,7 @@ func TopicID(ctx context.Context, client *kgo.Client, name string) ([16]byte, er
 // describeNew waits for a topic that was just made: the controller knows it then, and the
 // broker that is asked may not yet.
 func describeNew(ctx context.Context, client *kgo.Client, name string) (kmsg.MetadataResponseTopic, error) {
-	const limit, pause = 5 * time.Second, 50 * time.Millisecond
+	const limit, pause = 30 * time.Second, 50 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
@@ -138,4 +138,32 @@ func describe(ctx context.Context, client *kgo.Client, name string) (kmsg.Metada
 		return kmsg.MetadataResponseTopic{}, fmt.Errorf("describe topic %s: %w", name, err)
 	}
 	return response.Topics[0], nil
+}
+
+// Starts is where a topic begins, by partition.
+func Starts(ctx context.Context, admin *kadm.Client, topic string) (map[int32]int64, error) {
+	return offsetsOf(ctx, admin.ListStartOffsets, topic, "begins")
+}
+
+// CommittedEnds is where a topic ends now for who reads committed records.
+func CommittedEnds(ctx context.Context, admin *kadm.Client, topic string) (map[int32]int64, error) {
+	return offsetsOf(ctx, admin.ListCommittedOffsets, topic, "ends")
+}
+
+func offsetsOf(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic, what string) (map[int32]int64, error) {
+	listed, err := list(ctx, topic)
+	if err == nil {
+		err = listed.Error()
+	}
+	if err == nil && len(listed[topic]) == 0 {
+		err = errors.New("there is no such topic")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask where topic %s %s: %w", topic, what, err)
+	}
+	offsets := map[int32]int64{}
+	for _, o := range listed[topic] {
+		offsets[o.Partition] = o.Offset
+	}
+	return offsets, nil
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pixtools/pixtools/events"
@@ -149,9 +150,13 @@ func Forget(ctx context.Context, pool *pgxpool.Pool, tenant string) (int64, erro
 	return tag.RowsAffected(), nil
 }
 
-// Held counts the keys of a tenant.
+// Held counts the keys of a tenant: none where Migrate was never called.
 func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err error) {
-	if err := pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets.tenant_keys WHERE tenant = $1", tenant).Scan(&n); err != nil {
+	const undefinedTable = "42P01"
+	var refused *pgconn.PgError
+	if err := pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets.tenant_keys WHERE tenant = $1", tenant).Scan(&n); errors.As(err, &refused) && refused.Code == undefinedTable {
+		return 0, nil
+	} else if err != nil {
 		return 0, fmt.Errorf("count the keys of tenant %s: %w", tenant, err)
 	}
 	return n, nil

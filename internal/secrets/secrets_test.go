@@ -25,6 +25,9 @@ func TestSealing(t *testing.T) {
 	pool, err := pgxpool.New(ctx, testenv.Postgres(t))
 	require.NoError(t, err)
 	defer pool.Close()
+	held, err := secrets.Held(ctx, pool, "a")
+	require.NoError(t, err, "before anything was made")
+	require.Zero(t, held)
 	require.NoError(t, secrets.Migrate(ctx, pool))
 	require.NoError(t, secrets.Migrate(ctx, pool))
 

@@ -46,7 +46,7 @@ type Limits struct {
 	// Beyond it: 422; where only the processor's limit is lower: OperationFailed, kind INPUT.
 	MaxPixels int64 `env:"MAX_IMAGE_PIXELS" envDefault:"100000000" range:"1 to 4294967296" unit:"pixels"`
 	// MaxSide is how long a picture's longer side may be. 16383 is the most that WebP can hold, so
-	// that a picture within it fits all four formats.
+	// that a picture within it fits all four formats; a longer one fails where it does not fit.
 	// Beyond it: as with MaxPixels.
 	MaxSide int `env:"MAX_IMAGE_SIDE" envDefault:"16383" range:"1 to 65535" unit:"pixels"`
 }

@@ -290,6 +290,8 @@ func (c *KafkaCluster) java(b *broker, args ...string) *exec.Cmd {
 	return exec.Command("java", append([]string{
 		"-Xmx" + kafkaHeap, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
 		"-Dlog4j2.configurationFile=" + b.file("log4j2.properties"),
+		// Of a broker that is killed its libraries would stay in /tmp for ever.
+		"-Dorg.xerial.snappy.tempdir=" + b.dir,
 		"-cp", filepath.Join(c.libs, "*") + ":" + filepath.Join(c.dir, "classes"),
 	}, args...)...)
 }

@@ -34,6 +34,10 @@ func convert(req Request, network *denoiser.Network, tell func(done, total int))
 		return denoise(image, source, header.Format, req, network, tell)
 	}
 	made, err := remake(image, req)
+	var fault *InputError
+	if errors.As(err, &fault) {
+		return Result{}, fault
+	}
 	if err != nil {
 		return Result{}, blame(source, header.Format, req, message(err))
 	}
@@ -79,10 +83,18 @@ func load(source []byte) (*vips.ImageRef, error) {
 	return vips.LoadImageFromBuffer(source, params)
 }
 
+// longestSide is what the encoders can hold, in pixels, where MAX_IMAGE_SIDE may let more in:
+// libwebp's WEBP_MAX_DIMENSION, libjpeg's JPEG_MAX_DIMENSION, and the bound of libvips' AVIF writer.
+var longestSide = map[string]int{sniff.WebP: 16383, sniff.AVIF: 16384, sniff.JPG: 65500}
+
 // remake turns a picture upright, makes its colours plain and encodes it.
 func remake(image *vips.ImageRef, req Request) ([]byte, error) {
 	if err := normalise(image, req.Format); err != nil {
 		return nil, err
+	}
+	if most := longestSide[req.Format]; most > 0 && max(image.Width(), image.Height()) > most {
+		return nil, &InputError{Code: sniff.SideTooLong, Message: fmt.Sprintf("the picture is %d x %d pixels; %s holds %d a side at most: ask for png",
+			image.Width(), image.Height(), req.Format, most)}
 	}
 	if req.Format == sniff.JPG && image.HasAlpha() {
 		if err := image.Flatten(&vips.Color{R: 255, G: 255, B: 255}); err != nil {

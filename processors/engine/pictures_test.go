@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -323,6 +324,33 @@ func TestRefusedPictures(t *testing.T) {
 			require.Equal(t, test.code, fault.Code, fault.Message)
 			require.NotEmpty(t, fault.Message)
 		})
+	}
+}
+
+// A picture within MAX_IMAGE_SIDE may be longer than a format holds.
+func TestSidesOfFormats(t *testing.T) {
+	config := testConfig
+	config.Limits.MaxSide = 65535
+	pool := newPool(t, config, 1)
+	for format, most := range longestSide {
+		for side, fits := range map[int]bool{most: true, most + 1: false} {
+			if side > config.Limits.MaxSide {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s of %d", format, side), func(t *testing.T) {
+				req := request(t, write(t, "long.png", pngBytes(t, image.NewGray(image.Rect(0, 0, side, 1)))), format)
+				req.Limits = config.Limits
+				_, err := pool.Convert(deadline(t), req)
+				if fits {
+					require.NoError(t, err)
+					return
+				}
+				var fault *InputError
+				require.ErrorAs(t, err, &fault)
+				require.Equal(t, sniff.SideTooLong, fault.Code)
+				require.Contains(t, fault.Message, strconv.Itoa(most))
+			})
+		}
 	}
 }
 
