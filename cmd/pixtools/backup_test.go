@@ -191,6 +191,29 @@ func TestBackup(t *testing.T) {
 		require.Empty(t, bucket.keys())
 	})
 
+	t.Run("embedded", func(t *testing.T) {
+		env := embeddedEnv(t)
+		env["API_AUTH"] = "keys"
+		here := prepare(t, env, "--roles=api,saga,projector")
+		_, complaints, status := here.command("restore", second, "--passphrase-file", passphraseFile)
+		require.NotZero(t, status, "this version has no such table")
+		require.Contains(t, complaints, "no table pixtools_secrets.tomorrow: restore with the version that made the back-up")
+		execute(t, there, "DROP TABLE pixtools_secrets.tomorrow")
+		_, complaints, status = from.command("backup", second+"-again", "--passphrase-file", passphraseFile)
+		require.Zero(t, status, complaints)
+		_, complaints, status = here.command("restore", second+"-again", "--passphrase-file", passphraseFile)
+		require.NotZero(t, status)
+		require.Contains(t, complaints, "objects that are not of this back-up", "what the other one has left")
+		require.NoError(t, os.RemoveAll(env["PIXTOOLS_DATA_DIR"]))
+		_, complaints, status = here.command("restore", second+"-again", "--passphrase-file", passphraseFile)
+		require.Zero(t, status, complaints)
+		here.start()
+		here.healthy()
+		for id := range before {
+			sameJob(t, from.jobAs(key, id), here.jobAs(key, id))
+		}
+		here.kill()
+	})
 	killedAtWork(t, to, pool, dir, with)
 	out, complaints, status = to.command(append([]string{"restore", dir}, with...)...)
 	require.Zero(t, status, complaints)

@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -142,6 +143,8 @@ type Parts struct {
 
 	log    *slog.Logger
 	failed chan error
+	// logLost: the broker failed to write something.
+	logLost atomic.Bool
 
 	mu    sync.Mutex // guards stops: the parts start at the same time
 	stops []stop

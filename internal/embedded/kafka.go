@@ -95,6 +95,10 @@ func (p *Parts) startKafka(ctx context.Context, cfg Config, st state) error {
 	p.onStop("kafka", func(context.Context) error {
 		err := n.stop()
 		b.close() // it has handled its last request by then: no commit is torn
+		if p.logLost.Load() {
+			// Nor was all of its state written: the next start is that after a crash.
+			return errors.Join(err, journal.file.Close(), errors.New("the disk did not take what is kept over a stop in order"))
+		}
 		if err := errors.Join(err, journal.clear(), journal.file.Close()); err != nil {
 			return err
 		}
@@ -118,7 +122,10 @@ func (p *Parts) openBroker(dir string, port int) (*broker, error) {
 		kfake.BrokerConfigs(brokerConfigs),
 		kfake.GroupMinSessionTimeout(groupMinSessionTimeout),
 		kfake.ClusterID("pixtools"),
-		kfake.WithLogger(kafkaLog{p.log.With("part", "kafka"), func(line string) { p.fail(diskFault(dir, line)) }}),
+		kfake.WithLogger(kafkaLog{p.log.With("part", "kafka"), func(line string) {
+			p.logLost.Store(true)
+			p.fail(diskFault(dir, line))
+		}}),
 	)
 	if err != nil {
 		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) && opErr.Op == "listen" {
