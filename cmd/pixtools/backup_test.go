@@ -202,10 +202,6 @@ func TestBackup(t *testing.T) {
 		_, complaints, status = from.command("backup", second+"-again", "--passphrase-file", passphraseFile)
 		require.Zero(t, status, complaints)
 		_, complaints, status = here.command("restore", second+"-again", "--passphrase-file", passphraseFile)
-		require.NotZero(t, status)
-		require.Contains(t, complaints, "objects that are not of this back-up", "what the other one has left")
-		require.NoError(t, os.RemoveAll(env["PIXTOOLS_DATA_DIR"]))
-		_, complaints, status = here.command("restore", second+"-again", "--passphrase-file", passphraseFile)
 		require.Zero(t, status, complaints)
 		here.start()
 		here.healthy()
@@ -352,7 +348,9 @@ func killedAtWork(t *testing.T, to *program, pool *pgxpool.Pool, dir string, wit
 			}
 		}
 		require.NoError(t, cmd.Process.Kill())
-		_ = <-ended // killed
+		if <-ended == nil {
+			t.Log("it was done before it was killed")
+		}
 	}
 }
 

@@ -565,7 +565,10 @@ func (j *importing) prepare(ctx context.Context) error {
 			return fmt.Errorf("%s has %d partitions, and was to have %d: import again", name, len(t.Ranges), len(j.plans[name].written))
 		}
 	}
-	return nil
+	if !j.WithSecrets {
+		return nil
+	}
+	return secrets.Fits(ctx, j.Secrets, j.tables) // before the first object is stored
 }
 
 func (j *importing) blobs(ctx context.Context) error {

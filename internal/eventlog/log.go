@@ -102,7 +102,10 @@ func (b *Brokers) Topic(ctx context.Context, name string) (*Topic, error) {
 			return nil, err
 		}
 	}
-	return t, t.complete()
+	if err := t.complete(); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // complete refuses answers that do not fit together, as of a cluster that is just changing its leaders:

@@ -91,8 +91,12 @@ func vacant(ctx context.Context, tx pgx.Tx, tables []Table) (empty []table, err 
 	return empty, errors.Join(faults...)
 }
 
-// Load puts tables into the schema, all or none of them. They must be there, made by this
-// version of the program, and empty; one that has just these rows stays as it is.
+// Fits refuses tables and columns that this version of the program has not made.
+func Fits(ctx context.Context, pool *pgxpool.Pool, tables []Table) error {
+	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error { return known(ctx, tx, tables) })
+}
+
+// Load puts tables into the schema, all or none of them. They must be there (Fits) and empty; one that has just these rows stays as it is.
 func Load(ctx context.Context, pool *pgxpool.Pool, tables []Table) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		// As for whoever makes the tables: two restores at once would fill them twice.
