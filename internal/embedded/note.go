@@ -306,7 +306,7 @@ func newIndexEntry(batch []byte) []byte {
 }
 
 // mendIndexes adds what is missing at an index's end. The broker writes a batch first and its entry then.
-// Half an entry, of a kill or a full disk, goes. After a kill in between it would take that batch for one outside of transactions, though its transaction
+// After a kill in between it would take that batch for one outside of transactions, though its transaction
 // was never committed, and would take every later entry for that of the batch before.
 func mendIndexes(dir string) error {
 	segments, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "*.dat"))
@@ -331,7 +331,7 @@ func mendIndexes(dir string) error {
 			}
 			raw = raw[batchSize(raw):]
 		}
-		if len(mended) != len(index) {
+		if len(mended) > len(index) {
 			if err := writeFileSynced(path, mended); err != nil {
 				return err
 			}

@@ -18,8 +18,8 @@ import (
 // A full disk is a fault that passes, if nobody has tried to write on it. The broker has no way back from
 // a write that fails: of an idempotent batch it has counted the number already, so that the same batch,
 // sent again, is acknowledged as a repeat, though nothing was written; a transaction whose marker is
-// missing counts as committed for now, and as aborted after a restart; half an index entry puts every
-// later one out of place. So it is not let try.
+// missing counts as committed for now, and as aborted after a restart; half an index entry, in
+// this process, puts every later one out of place. So it is not let try.
 //
 // Two limits, one above the other. Below DiskReserve no new work is accepted (Config.Room): three
 // quarters of it are for what was accepted before to come to its end. Below a quarter, the broker's
