@@ -61,12 +61,14 @@ func onEmbedded(t *testing.T) *cluster {
 	return connect(t, parts.Brokers)
 }
 
-// prepare makes the topics.
+// prepare makes the topics. The records of these tests are old: a broker that runs for half a minute
+// would remove them.
 func (c *cluster) prepare(partitions int32) func(context.Context) error {
+	forever := map[string]string{"retention.ms": "-1"}
 	return func(ctx context.Context) error {
 		return errors.Join(
-			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1}),
-			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.DeadLetterTopic, Partitions: 1, Replication: 1}))
+			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1, Initially: forever}),
+			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.DeadLetterTopic, Partitions: 1, Replication: 1, Initially: forever}))
 	}
 }
 

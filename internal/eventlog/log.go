@@ -102,26 +102,7 @@ func (b *Brokers) Topic(ctx context.Context, name string) (*Topic, error) {
 			return nil, err
 		}
 	}
-	if err := t.complete(); err != nil {
-		return nil, err
-	}
 	return t, nil
-}
-
-// complete refuses answers that do not fit together, as of a cluster that is just changing its leaders:
-// a partition that seems to be empty would be left out of a copy without a word.
-func (t *Topic) complete() error {
-	for p := range int32(len(t.Written)) {
-		r, known := t.Ranges[p]
-		end, ended := t.Written[p]
-		if !known || !ended || r.From < 0 || r.To < r.From || end < r.To {
-			return fmt.Errorf("the brokers' answers about partition %d of %s do not fit together (from %d to %d, end %d): try again", p, t.Name, r.From, r.To, end)
-		}
-	}
-	if len(t.Ranges) != len(t.Written) || len(t.Ranges) == 0 {
-		return fmt.Errorf("the brokers told of %d partitions of %s, and of %d: try again", len(t.Ranges), t.Name, len(t.Written))
-	}
-	return nil
 }
 
 func each(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, set func(int32, int64)) error {
