@@ -105,4 +105,11 @@ func (s *Server) livez(fuego.ContextNoBody) (Alive, error) { return Alive{"alive
 
 // readyz: send requests here. Parts that are away are health's to report; taking
 // every instance out of service for them would help nobody.
-func (s *Server) readyz(fuego.ContextNoBody) (Alive, error) { return Alive{"ready"}, nil }
+func (s *Server) readyz(fuego.ContextNoBody) (Alive, error) {
+	select {
+	case <-s.Draining:
+		return Alive{}, problem(http.StatusServiceUnavailable, "PixTools is stopping here; send requests to another process.")
+	default:
+		return Alive{"ready"}, nil
+	}
+}

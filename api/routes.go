@@ -171,7 +171,7 @@ func (s *Server) routes(f *fuego.Server) {
 		fuego.OptionOverrideDescription("Answers within two seconds, whatever is down."),
 		fuego.OptionAddResponse(http.StatusServiceUnavailable, "A part is unreachable", fuego.Response{Type: Health{}, ContentTypes: []string{"application/json"}}))
 	fuego.Get(f, "/api/livez", s.livez, open, fuego.OptionOperationID("livez"), fuego.OptionSummary("The process answers"), fuego.OptionOverrideDescription("Liveness probe."))
-	fuego.Get(f, "/api/readyz", s.readyz, open, fuego.OptionOperationID("readyz"), fuego.OptionSummary("The process takes requests"), fuego.OptionOverrideDescription("Readiness probe."))
+	fuego.Get(f, "/api/readyz", s.readyz, open, fuego.OptionOperationID("readyz"), fuego.OptionSummary("The process takes requests"), fuego.OptionOverrideDescription("Readiness probe: 503 while the process starts, and from when it is asked to stop. It goes on answering for DRAIN_DELAY then."), problems(503))
 }
 
 // describe is the OpenAPI document, with what the framework does not know.

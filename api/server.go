@@ -183,9 +183,11 @@ type Parts struct {
 	// OnSubmission hears which operations a valid submission asks for, before it is written
 	// and when it was.
 	OnSubmission func(operations []string)
-	// Stopping is closed when the process is to end: then nobody's patience is used up.
-	Stopping <-chan struct{}
-	Log      *slog.Logger
+	// Draining is closed when the process is asked to stop: others are to get the requests, but
+	// those that come all the same are answered. Stopping is closed when no more come: then
+	// nobody's patience is used up.
+	Draining, Stopping <-chan struct{}
+	Log                *slog.Logger
 }
 
 // Server answers requests.
@@ -299,8 +301,8 @@ func (s *Server) sendError(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
 		return // nobody is there to be told, and it is no fault of ours
 	}
-	if p.Status >= http.StatusInternalServerError {
-		s.Log.ErrorContext(r.Context(), "request failed", "route", routeOf(r.Pattern), "status", p.Status, "error", errors.Join(p.cause, err))
+	if route := routeOf(r.Pattern); p.Status >= http.StatusInternalServerError && !probed[route] {
+		s.Log.ErrorContext(r.Context(), "request failed", "route", route, "status", p.Status, "error", errors.Join(p.cause, err))
 	}
 	p.write(w)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"time"
 
@@ -25,7 +26,8 @@ const writeTimeout = 10 * time.Second
 //	event: progress  how far an operation is; without an id, since it is not in the log
 //
 // The id of a job's news is the position of the last event in it. As every piece of news is
-// the whole job, a client that connects again has missed nothing.
+// the whole job, a client that connects again has missed nothing. A stream that ends with its
+// process says when to come back.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 	if err := s.serveStream(w, r); err != nil {
 		s.sendError(w, r, err)
@@ -62,6 +64,7 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 		case <-r.Context().Done():
 			return nil
 		case <-s.Stopping:
+			_ = out.write(comeBack()) // it ends here in any case
 			return nil
 		case <-beat.C:
 			if s.keyEnded(r.Context()) {
@@ -96,6 +99,13 @@ func (s *Server) serveStream(w http.ResponseWriter, r *http.Request) error {
 			return nil // the client is gone, or comes again for what we cannot read now
 		}
 	}
+}
+
+// comeBack has the client of a stream that ends with its process connect anew, to another one:
+// soon, but not all clients in the same moment. The spread is in milliseconds.
+func comeBack() string {
+	const soonest, spread = 200, 800
+	return fmt.Sprintf("retry: %d\n: this process stops, come back\n\n", soonest+rand.IntN(spread))
 }
 
 // findWithPlace is find, from a read model that has passed the offset after, with the offset of

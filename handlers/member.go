@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/events"
+	"github.com/pixtools/pixtools/internal/grace"
 	"github.com/pixtools/pixtools/internal/kafka"
 )
 
@@ -23,7 +24,9 @@ type groupMember struct {
 	id string
 	// changelog is the topic. It has as many partitions as the log, or fewer: a partition of
 	// the log has its state in the changelog's partition of that number, modulo.
-	changelog                          string
+	changelog string
+	// transactionTimeout is after how long the brokers abort a transaction.
+	transactionTimeout                 time.Duration
 	logPartitions, changelogPartitions int32
 	opts                               []kgo.Opt
 	log                                *slog.Logger
@@ -53,11 +56,11 @@ func (m *groupMember) run(ctx context.Context, retryAfter time.Duration, session
 }
 
 // join begins a session; leave ends it.
-func (m *groupMember) join(timeout time.Duration, own, forget func(context.Context, *kgo.Client, map[string][]int32)) (session *kgo.GroupTransactSession, leave func(), err error) {
+func (m *groupMember) join(own, forget func(context.Context, *kgo.Client, map[string][]int32)) (session *kgo.GroupTransactSession, leave func(), err error) {
 	session, err = kgo.NewGroupTransactSession(append(slices.Concat(m.opts, m.SessionOpts),
 		kgo.TransactionalID(m.id),
 		kgo.RecordPartitioner(partitioner{}),
-		kgo.TransactionTimeout(timeout),
+		kgo.TransactionTimeout(m.transactionTimeout),
 		kgo.ConsumerGroup(m.group),
 		kgo.ConsumeTopics(events.Topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -99,7 +102,12 @@ func (m *groupMember) poll(ctx context.Context, session *kgo.GroupTransactSessio
 
 // transact writes records, and the offsets of all that was polled. It is not committed if a
 // rebalance came first: the session goes back to the committed offsets then.
+//
+// A stop lets it come to its end. Left open, it would hold up whoever reads what is committed
+// of these partitions until it times out, or until this instance is there again.
 func (m *groupMember) transact(ctx context.Context, session *kgo.GroupTransactSession, records []*kgo.Record) (committed bool, err error) {
+	ctx, cancel := grace.Outlast(ctx, m.transactionTimeout)
+	defer cancel()
 	if err := session.Begin(); err != nil {
 		return false, fmt.Errorf("begin a transaction: %w", err)
 	}

@@ -126,7 +126,7 @@ func newMemory() *memory {
 // has as many partitions as the log, or fewer.
 func NewSaga(cfg SagaConfig, transactionalID string, logPartitions, changelogPartitions int32, log *slog.Logger, opts ...kgo.Opt) *Saga {
 	return &Saga{cfg: cfg, groupMember: groupMember{name: "saga", group: events.SagaGroup, id: transactionalID, changelog: events.SagaTopic,
-		logPartitions: logPartitions, changelogPartitions: changelogPartitions, opts: opts, log: log},
+		transactionTimeout: cfg.TransactionTimeout, logPartitions: logPartitions, changelogPartitions: changelogPartitions, opts: opts, log: log},
 		partitions: map[int32]*memory{}, owned: map[int32]bool{}, read: map[int32]int64{}}
 }
 
@@ -137,7 +137,7 @@ func (s *Saga) Run(ctx context.Context) error {
 
 // session runs until the client can no longer be used.
 func (s *Saga) session(ctx context.Context) error {
-	session, leave, err := s.join(s.cfg.TransactionTimeout, s.own, s.forget)
+	session, leave, err := s.join(s.own, s.forget)
 	if err != nil {
 		return err
 	}

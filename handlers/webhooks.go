@@ -147,6 +147,8 @@ type Webhooks struct {
 	publish func(context.Context, ...*kgo.Record) error
 	poster  *poster
 	queue   *hookQueue
+	// rested is closed when no attempt is under way any more, and none begins.
+	rested chan struct{}
 
 	// mu guards what the client's rebalance callbacks change while the loop works. What the
 	// loop then still does with a partition that went away is thrown away, since the session
@@ -167,17 +169,20 @@ func NewWebhooks(cfg WebhooksConfig, parts WebhookParts, transactionalID string,
 		return nil, err
 	}
 	return &Webhooks{cfg: cfg, groupMember: groupMember{name: "webhooks", group: events.WebhooksGroup, id: transactionalID, changelog: events.WebhooksTopic,
-		logPartitions: logPartitions, changelogPartitions: changelogPartitions, opts: opts, log: log},
-		publish: publish, poster: poster, queue: newHookQueue(cfg.Concurrency, cfg.ConcurrencyPerHost, cfg.GiveUpAfter),
+		transactionTimeout: cfg.TransactionTimeout, logPartitions: logPartitions, changelogPartitions: changelogPartitions, opts: opts, log: log},
+		publish: publish, poster: poster, rested: make(chan struct{}), queue: newHookQueue(cfg.Concurrency, cfg.ConcurrencyPerHost, cfg.GiveUpAfter),
 		partitions: map[int32]*hooks{}, owned: map[int32]bool{}}, nil
 }
 
-// Run works until ctx is done, and then until the requests under way have ended.
+// Run works until ctx is done, and then until the requests under way have ended. It is called once.
 func (h *Webhooks) Run(ctx context.Context) error {
-	var posting sync.WaitGroup
-	posting.Go(func() { h.attempts(ctx) })
-	defer posting.Wait()
-	return h.run(ctx, h.cfg.RetryAfter, h.session)
+	go func() {
+		defer close(h.rested)
+		h.attempts(ctx)
+	}()
+	err := h.run(ctx, h.cfg.RetryAfter, h.session)
+	<-h.rested
+	return err
 }
 
 // attempts makes attempts when they are due.
@@ -278,7 +283,7 @@ func (h *Webhooks) tell(ctx context.Context, decided []events.Event) error {
 
 // session runs until the client can no longer be used.
 func (h *Webhooks) session(ctx context.Context) error {
-	session, leave, err := h.join(h.cfg.TransactionTimeout, h.own, h.forget)
+	session, leave, err := h.join(h.own, h.forget)
 	if err != nil {
 		return err
 	}
@@ -286,8 +291,14 @@ func (h *Webhooks) session(ctx context.Context) error {
 	p, nextSweep := newPendingHooks(), time.Now().Add(hookSweep)
 	for {
 		fetches := h.poll(ctx, session, min(hookTick, h.cfg.CommitInterval), hookBatch)
-		if ctx.Err() != nil || fetches.IsClientClosed() {
+		if ctx.Err() != nil {
+			// Only then the group may give the partitions to others, who would post once more what
+			// has been posted and is not in the log yet.
+			<-h.rested
 			return ctx.Err()
+		}
+		if fetches.IsClientClosed() {
+			return nil
 		}
 		if err := h.restore(ctx, session.Client()); err != nil {
 			return fmt.Errorf("restore the pending webhooks: %w", err)

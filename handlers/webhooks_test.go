@@ -38,6 +38,8 @@ type hookWorld struct {
 	cfg   handlers.WebhooksConfig
 	url   string
 	down  atomic.Bool
+	// answering, if it is set before the first request, is called before each answer.
+	answering func()
 
 	mu    sync.Mutex
 	calls map[string]int // by webhook-id
@@ -54,6 +56,9 @@ func newHookWorld(t *testing.T) *hookWorld {
 	require.NoError(t, secrets.Migrate(t.Context(), pool))
 	receiver := httptest.NewServer(http.HandlerFunc(func(answer http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
+		if w.answering != nil {
+			w.answering()
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.calls[r.Header.Get("webhook-id")]++
@@ -236,4 +241,38 @@ func TestWebhooksHandOver(t *testing.T) {
 	for _, id := range ids {
 		require.Equal(t, before[id], after[id], "an old outcome was posted again")
 	}
+}
+
+// TestWebhooksTellBeforeTheyLeave: a process that stops keeps its place in the group until what it
+// is posting is in the log. Whoever got its partitions before that would post it once more.
+func TestWebhooksTellBeforeTheyLeave(t *testing.T) {
+	w := newHookWorld(t)
+	admin := kadm.NewClient(w.client())
+	posting, stopping := make(chan struct{}), make(chan struct{})
+	var left atomic.Bool
+	w.answering = func() {
+		close(posting)
+		<-stopping
+		for range 20 { // long after it would have left
+			groups, err := admin.DescribeGroups(context.Background(), events.WebhooksGroup)
+			if err == nil && len(groups[events.WebhooksGroup].Members) == 0 {
+				left.Store(true)
+				return
+			}
+			<-time.After(50 * time.Millisecond) // between two looks
+		}
+	}
+	stop := w.start()
+	ids := w.jobs("a", 1)
+	<-posting
+	close(stopping)
+	stop()
+	require.False(t, left.Load(), "it has left while it was posting")
+	require.Equal(t, map[string]int{ids[0]: 1}, w.called())
+	for _, job := range w.states() {
+		require.True(t, job.GetWebhook().GetDelivered(), "what was posted is in the log")
+	}
+	groups, err := admin.DescribeGroups(t.Context(), events.WebhooksGroup)
+	require.NoError(t, err)
+	require.Empty(t, groups[events.WebhooksGroup].Members, "and then it leaves at once")
 }

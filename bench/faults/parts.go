@@ -72,7 +72,7 @@ func (p *parts) environment(logLevel string) []string {
 		"API_AUTH=off", "KAFKA_BROKERS=" + strings.Join(p.kafka.Brokers(), ","), fmt.Sprintf("KAFKA_PARTITIONS=%d", partitions),
 		"DATABASE_URL=" + p.postgres.URL, "REDIS_URL=redis://" + p.redis.Addr + "/0",
 		"AWS_ENDPOINT_URL=" + p.s3.Endpoint, "AWS_ACCESS_KEY_ID=" + p.s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + p.s3.SecretKey,
-		"AWS_S3_BUCKET=" + bucket,
+		"AWS_S3_BUCKET=" + bucket, "DRAIN_DELAY=0s",
 		"KAFKA_CONSUMER_SESSION_TIMEOUT=3s", "KAFKA_CONSUMER_HEARTBEAT_INTERVAL=500ms", "KAFKA_CONSUMER_REDELIVERY_MAX=5s",
 		fmt.Sprintf("PROCESS_MAX_STARTS=%d", maxStarts),
 		"IDEMPOTENCY_SETTLE=30s",

@@ -74,6 +74,11 @@ type config struct {
 	// Workers is how many conversions of one operation run at once; 0: one a core.
 	// Beyond it: further conversions wait.
 	Workers int `env:"CONVERT_CONCURRENCY" envDefault:"0" range:"0 to 1024" unit:"conversions"`
+	// DrainDelay is for how long a process with the role `api`, asked to stop, still answers while
+	// /api/readyz says no: longer than it takes whoever shares requests out to notice. Nobody
+	// shares them out where a part runs embedded: there it is 0.
+	// Beyond it: no connection is taken any more, and STOP_TIMEOUT begins.
+	DrainDelay time.Duration `env:"DRAIN_DELAY" envDefault:"5s" range:"0s to 5m"`
 	// StopTimeout bounds a graceful stop: that of requests and handlers, and again that of embedded
 	// parts. It is more than KAFKA_CONSUMER_CLOSE_TIMEOUT.
 	// Beyond it: they are cut off.
@@ -231,6 +236,9 @@ func (c config) check() []error {
 	if c.Consumer.CloseTimeout >= c.StopTimeout {
 		fault("KAFKA_CONSUMER_CLOSE_TIMEOUT is %s: it must be less than STOP_TIMEOUT, %s", c.Consumer.CloseTimeout, c.StopTimeout)
 	}
+	if c.DrainDelay < 0 || c.DrainDelay > 5*time.Minute {
+		fault("DRAIN_DELAY is %s: it must be from 0s to 5m", c.DrainDelay)
+	}
 	if c.StopTimeout < time.Second {
 		fault("STOP_TIMEOUT is %s: it must be 1s or more", c.StopTimeout)
 	}
@@ -300,6 +308,9 @@ func (c *config) derive() {
 	}
 	if c.API.SpoolDir == "" {
 		c.API.SpoolDir = filepath.Join(os.TempDir(), fmt.Sprintf("pixtools-%d", os.Getuid()))
+	}
+	if c.needs() != (embedded.Needs{}) {
+		c.DrainDelay = 0
 	}
 	if c.Host == "" && c.needs() != (embedded.Needs{}) {
 		c.Host = "127.0.0.1" // a laptop's PixTools has no keys yet: not for the network

@@ -89,6 +89,17 @@ func (c tally) and(d tally) tally {
 // where each partition's last record lies.
 func countLog(t *testing.T, brokers []string) (tally, map[int32]int64) {
 	t.Helper()
+	count, last, seen := tally{Finals: map[string]int{}}, map[int32]int64{}, map[string]bool{}
+	eachCommitted(t, brokers, func(r *kgo.Record) {
+		last[r.Partition] = r.Offset
+		count.add(r, seen)
+	})
+	return count, last
+}
+
+// eachCommitted reads what is committed in the log now.
+func eachCommitted(t *testing.T, brokers []string, each func(*kgo.Record)) {
+	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.ConsumeTopics(events.Topic), kgo.KeepControlRecords(),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 	require.NoError(t, err)
@@ -102,7 +113,6 @@ func countLog(t *testing.T, brokers []string) (tally, map[int32]int64) {
 			left[end.Partition] = end.Offset
 		}
 	})
-	count, last, seen := tally{Finals: map[string]int{}}, map[int32]int64{}, map[string]bool{}
 	for len(left) > 0 {
 		fetches := client.PollFetches(ctx)
 		require.NoError(t, fetches.Err())
@@ -111,12 +121,10 @@ func countLog(t *testing.T, brokers []string) (tally, map[int32]int64) {
 				delete(left, r.Partition)
 			}
 			if !r.Attrs.IsControl() {
-				last[r.Partition] = r.Offset
-				count.add(r, seen)
+				each(r)
 			}
 		})
 	}
-	return count, last
 }
 
 func (c *tally) add(r *kgo.Record, seen map[string]bool) {

@@ -155,14 +155,17 @@ func embeddedEnv(t *testing.T) map[string]string {
 }
 
 // realEnv names real servers: Apache Kafka, PostgreSQL, redis-server and MinIO.
-func realEnv(t *testing.T) map[string]string {
+func realEnv(t *testing.T) map[string]string { return realEnvOn(t, testenv.Kafka(t)) }
+
+// realEnvOn does so with brokers of the test's own.
+func realEnvOn(t *testing.T, brokers []string) map[string]string {
 	store := testenv.S3(t)
 	return map[string]string{
-		"KAFKA_BROKERS": strings.Join(testenv.Kafka(t), ","), "KAFKA_PARTITIONS": "6",
+		"KAFKA_BROKERS": strings.Join(brokers, ","), "KAFKA_PARTITIONS": "6",
 		"DATABASE_URL":     strings.Replace(testenv.Postgres(t), "postgres://", "postgresql+asyncpg://", 1),
 		"REDIS_URL":        "redis://" + testenv.Redis(t) + "/0",
 		"AWS_ENDPOINT_URL": store.Endpoint, "AWS_ACCESS_KEY_ID": store.AccessKey, "AWS_SECRET_ACCESS_KEY": store.SecretKey,
-		"AWS_S3_BUCKET": "pixtools-" + freePort(t),
+		"AWS_S3_BUCKET": "pixtools-" + freePort(t), "DRAIN_DELAY": "0s", // nobody shares requests out
 	}
 }
 

@@ -37,6 +37,7 @@ import (
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/egress"
 	"github.com/pixtools/pixtools/internal/embedded"
+	"github.com/pixtools/pixtools/internal/grace"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/progress"
 	"github.com/pixtools/pixtools/internal/registry"
@@ -121,8 +122,9 @@ type services struct {
 	roles      *roleStates
 }
 
-// serve runs until ctx is done, then stops: first the services, then what they
-// stand on.
+// serve runs until ctx is done, then stops. First it only says so, on both ports, and works
+// on: whoever shares requests out must have noticed before they are refused. Then the services
+// stop, then what they stand on.
 func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) error {
 	// The port first: a second instance should hear of it before it starts anything.
 	var listener net.Listener
@@ -186,6 +188,12 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 	defer s.close()
 	s.roles = states
 
+	closing, delay := ctx.Done(), time.Duration(0)
+	if listener != nil {
+		delay = cfg.DrainDelay
+	}
+	ctx, end := grace.Outlast(ctx, delay)
+	defer end()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		select {
@@ -207,7 +215,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 	s.waiting.expect(slices.Sorted(maps.Keys(waits))...)
 	var entrance *door
 	if listener != nil {
-		entrance = s.open(ctx, group, listener)
+		entrance = s.open(ctx, group, listener, closing)
 	}
 	group.Go(func() error {
 		coming, waiting := errgroup.WithContext(ctx)
@@ -616,16 +624,30 @@ func (s *services) projector(ctx context.Context, group *errgroup.Group) error {
 // door is where requests come in: at what answers while the process starts, then at the API.
 type door struct {
 	behind atomic.Pointer[http.Handler]
+	// closing is closed when the process is asked to stop.
+	closing <-chan struct{}
+	// open ends when the last request has its answer, or is cut off.
+	open context.Context
 }
 
 func (d *door) leadTo(h http.Handler) { d.behind.Store(&h) }
 
-func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*d.behind.Load()).ServeHTTP(w, r) }
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	select {
+	case <-d.closing:
+		// A client that keeps its connection would send the next request over it, whatever
+		// /api/readyz says, and perhaps in the moment in which we close it.
+		w.Header().Set("Connection", "close")
+	default:
+	}
+	(*d.behind.Load()).ServeHTTP(w, r)
+}
 
 // open serves HTTP until ctx is done, then lets requests end. It does not wait for any part:
 // who asks how we are is answered from here on.
-func (s *services) open(ctx context.Context, group *errgroup.Group, listener net.Listener) *door {
-	entrance := &door{}
+func (s *services) open(ctx context.Context, group *errgroup.Group, listener net.Listener, closing <-chan struct{}) *door {
+	open, shut := context.WithCancel(context.WithoutCancel(ctx))
+	entrance := &door{closing: closing, open: open}
 	entrance.leadTo(api.Starting(api.Parts{Store: s.store, Kafka: s.submissions, Redis: s.redis,
 		Reader: projections.NewReader(s.cfg.Read, s.db, [16]byte{}, s.log), Log: s.log.With("role", "api")}, s.waiting.list))
 	// No read or write timeout here: uploads have their own, streams none.
@@ -637,6 +659,7 @@ func (s *services) open(ctx context.Context, group *errgroup.Group, listener net
 		return nil
 	})
 	group.Go(func() error {
+		defer shut()
 		<-ctx.Done()
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.StopTimeout)
 		defer cancel()
@@ -685,25 +708,22 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	handler, err := api.New(s.cfg.API, api.Parts{APIKeys: ring, Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
 		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(),
 		Webhooks: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh), Outside: outside, LogID: s.logID, Partitions: int(s.cfg.Partitions),
-		Room: s.room, OnSubmission: s.hurry, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
+		Room: s.room, OnSubmission: s.hurry, Draining: entrance.closing, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
 	}
 	if err := persist(ctx, s.log, "database", handler.HoldKeys); err != nil {
 		return err
 	}
-	group.Go(func() error { return keys.Watch(ctx) })
-	group.Go(func() error { return reader.Listen(ctx) })
-	group.Go(func() error { return letters.Run(ctx) })
-	group.Go(func() error { return follower.Run(ctx) })
-	group.Go(func() error { return heard.Run(ctx) })
-	group.Go(func() error { return handler.WatchQueues(ctx) })
-	group.Go(func() error { return handler.WatchAddresses(ctx) })
+	// What requests lean on is there until the last of them has its answer.
+	for _, run := range []func(context.Context) error{keys.Watch, reader.Listen, letters.Run, follower.Run, heard.Run, handler.WatchQueues, handler.WatchAddresses} {
+		group.Go(func() error { return run(entrance.open) })
+	}
 	if ring != nil {
-		group.Go(func() error { return handler.RefreshKeys(ctx) })
+		group.Go(func() error { return handler.RefreshKeys(entrance.open) })
 	}
 	group.Go(func() error {
-		<-ctx.Done()
+		<-entrance.open.Done()
 		lags.Close()
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"testing"
 	"time"
@@ -107,4 +108,25 @@ func TestRefusedAtStart(t *testing.T) {
 	_, err = conn.Exec(within(t), "GRANT ALL ON DATABASE postgres TO locked")
 	require.NoError(t, err)
 	run(t, env, "--roles=api,saga,projector")
+}
+
+// TestDoorIsClosing: from when the process is asked to stop, whoever keeps a connection is told
+// to leave it, also where a balancer knows of connections only.
+func TestDoorIsClosing(t *testing.T) {
+	t.Parallel()
+	closing := make(chan struct{})
+	entrance := &door{closing: closing}
+	entrance.leadTo(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+	server := httptest.NewServer(entrance)
+	t.Cleanup(server.Close)
+	ask := func() *http.Response {
+		response, err := server.Client().Get(server.URL)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Equal(t, http.StatusNoContent, response.StatusCode)
+		return response
+	}
+	require.False(t, ask().Close)
+	close(closing)
+	require.True(t, ask().Close)
 }

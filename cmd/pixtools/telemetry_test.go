@@ -123,7 +123,7 @@ func (p *program) ready() {
 func (p *program) stopped() {
 	p.t.Helper()
 	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
-	require.NoError(p.t, p.cmd.Wait())
+	require.NoError(p.t, p.cmd.Wait(), "%v", p.args)
 }
 
 // TestTelemetry runs every role as a process of its own and looks at all that they tell of

@@ -19,8 +19,9 @@ import (
 // pixtools is what services of ours have as their image.
 const pixtools = "pixtools:latest"
 
-// stopTimeout is STOP_TIMEOUT's default; an engine must wait for longer.
-const stopTimeout = 25 * time.Second
+// stopTimeout is what a stop may take by default: DRAIN_DELAY, STOP_TIMEOUT, and 5 s for the last
+// traces. An engine must wait for longer.
+const stopTimeout = 5*time.Second + 25*time.Second + 5*time.Second
 
 // compose is the project as it is without any .env.
 func compose(t *testing.T) *types.Project {

@@ -71,8 +71,9 @@ type SubscriberConfig struct {
 	// the handlers, so a slow handler never reaches it.
 	// Beyond it: the partitions go to others.
 	SessionTimeout time.Duration `env:"KAFKA_CONSUMER_SESSION_TIMEOUT" envDefault:"10s" range:"500ms to 30m"`
-	// HeartbeatInterval is how often a member gives that sign.
-	HeartbeatInterval time.Duration `env:"KAFKA_CONSUMER_HEARTBEAT_INTERVAL" envDefault:"2s" range:"50ms to half of KAFKA_CONSUMER_SESSION_TIMEOUT"`
+	// HeartbeatInterval is how often a member gives that sign, and by when it hears that another one
+	// has come or gone: for so long the partitions of that one may stand still.
+	HeartbeatInterval time.Duration `env:"KAFKA_CONSUMER_HEARTBEAT_INTERVAL" envDefault:"500ms" range:"50ms to half of KAFKA_CONSUMER_SESSION_TIMEOUT"`
 	// RebalanceTimeout is how long the group waits for a member to hand its partitions over. The role
 	// `ml` has DENOISE_REBALANCE_TIMEOUT in its place.
 	// Beyond it: the member is thrown out.
