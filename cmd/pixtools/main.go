@@ -36,7 +36,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), backupCommand(), restoreCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
 		webhooksCommand(), janitorCommand(), keysCommand(), tenantsCommand(), configCommand(), prepareCommand(), readyCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()

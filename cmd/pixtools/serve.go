@@ -165,6 +165,9 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 	}
 	defer spool.close()
 	cfg.API.SpoolDir = spool.dir
+	if err := prometheus.Register(diskMetrics{cfg}); err != nil {
+		return err
+	}
 	needs := cfg.needs()
 	parts, err := embedded.Start(ctx, cfg.Embedded, needs, log)
 	if err != nil {
@@ -427,13 +430,19 @@ func (s *services) announceSchemas(ctx context.Context) {
 }
 
 func (s *services) prepareDatabase(ctx context.Context) error {
-	if err := secrets.Migrate(ctx, s.db); err != nil {
-		return err
-	}
-	if err := apikeys.Migrate(ctx, s.db); err != nil {
+	if err := s.prepareSecrets(ctx); err != nil {
 		return err
 	}
 	return projections.Migrate(ctx, s.db, projections.Schema)
+}
+
+// prepareSecrets makes every table of the schema that no rebuild touches. A restore fills those
+// that are made here, and no others.
+func (s *services) prepareSecrets(ctx context.Context) error {
+	if err := secrets.Migrate(ctx, s.db); err != nil {
+		return err
+	}
+	return apikeys.Migrate(ctx, s.db)
 }
 
 func (s *services) prepareStore(ctx context.Context) error {
@@ -710,7 +719,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	handler, err := api.New(s.cfg.API, api.Parts{APIKeys: ring, Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
 		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(),
 		Webhooks: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh), Outside: outside, LogID: s.logID, Partitions: int(s.cfg.Partitions),
-		OnSubmission: s.hurry, Draining: entrance.closing, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
+		Room: s.room, OnSubmission: s.hurry, Draining: entrance.closing, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
 	}
@@ -730,7 +739,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		return nil
 	})
 	entrance.leadTo(handler)
-	s.roles.runs("api", func() error { return nil })
+	s.roles.runs("api", s.room)
 	fmt.Printf("PixTools is at http://%s (%s)\n", shownAddress(listener.Addr().String()), s.access(listener.Addr()))
 	return nil
 }
