@@ -27,7 +27,9 @@ schemas: native ## check the public contract: buf lint and breaking, AsyncAPI, O
 	@sh schemas/check.sh
 	@sh schemas/gate_test.sh
 
-lint: native schemas ## run the linters, and check the public contract
+lint: native schemas ## run the linters, check the public contract and what PixTools is deployed with
+	@sh internal/deploy/check.sh
+	@sh internal/deploy/check_test.sh
 	@sh internal/lint/install.sh go
 	@$(ENV) build/tools/golangci-lint run ./...
 

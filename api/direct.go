@@ -58,6 +58,9 @@ const ticketScope = "upload"
 // upload signs a request to the storage server. Nothing is stored, and nothing is counted as in progress.
 func (s *Server) upload(c fuego.ContextNoBody) (Upload, error) {
 	var in UploadRequest
+	if err := s.room(); err != nil {
+		return Upload{}, err
+	}
 	if err := readBody(c.Response(), c.Request(), &in); err != nil {
 		return Upload{}, err
 	}

@@ -38,7 +38,7 @@ func TestOpenAPIDescribesTheContract(t *testing.T) {
 	form := post.RequestBody.Value.Content.Get("multipart/form-data").Schema.Value
 	require.ElementsMatch(t, []string{"operations"}, form.Required) // and file or upload
 	require.Equal(t, "binary", form.Properties["file"].Value.Format)
-	for _, status := range []string{"202", "400", "413", "422", "429", "503"} {
+	for _, status := range []string{"202", "400", "413", "422", "429", "503", "507"} {
 		require.NotNil(t, post.Responses.Value(status), "POST /api/process does not describe %s", status)
 	}
 	require.Contains(t, post.Responses.Value("202").Value.Headers, PositionHeader)

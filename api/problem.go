@@ -51,6 +51,22 @@ func unavailable(what string, cause error) *Problem {
 	return p
 }
 
+// full answers 507: the same request succeeds when somebody has made room.
+func full(what string, cause error) *Problem {
+	p := unavailable(what, cause)
+	p.Status, p.Title = http.StatusInsufficientStorage, http.StatusText(http.StatusInsufficientStorage)
+	return p
+}
+
+// room refuses new work while a disk of ours is full. What was accepted goes on in the room
+// that is kept for it.
+func (s *Server) room() error {
+	if err := s.Room(); err != nil {
+		return full("PixTools takes no new work: "+err.Error()+".", err)
+	}
+	return nil
+}
+
 // busy answers 429: too much is under way, and the same request may succeed after a pause.
 func busy(what string) *Problem {
 	p := problem(http.StatusTooManyRequests, what)

@@ -33,6 +33,9 @@ type Accepted struct {
 // Kafka, then the client is told. What fails before leaves at most an orphan blob.
 func (s *Server) process(c fuego.ContextNoBody) (Accepted, error) {
 	r, w := c.Request(), c.Response()
+	if err := s.room(); err != nil {
+		return Accepted{}, err
+	}
 	leave, err := take(s.uploads, uploadsInProgress, fmt.Sprintf("%d uploads are in progress, the limit; try again shortly", s.cfg.MaxUploads))
 	if err != nil {
 		return Accepted{}, err

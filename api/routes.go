@@ -63,11 +63,11 @@ func (s *Server) routes(f *fuego.Server) {
 		needs(apikeys.Submit), fuego.OptionOperationID("process"), fuego.OptionSummary("Submit a picture"),
 		fuego.OptionOverrideDescription("Stores the picture and accepts a job. The answer comes once both are durable."),
 		fuego.OptionAddResponse(http.StatusAccepted, "Accepted", fuego.Response{Type: Accepted{}, ContentTypes: []string{"application/json"}}),
-		problems(400, 404, 409, 413, 422, 429, 503))
+		problems(400, 404, 409, 413, 422, 429, 503, 507))
 	fuego.Post(f, "/api/uploads", s.upload,
 		needs(apikeys.Submit), fuego.OptionOperationID("upload"), fuego.OptionSummary("Prepare a direct upload"),
 		fuego.OptionOverrideDescription("Signs a request with which the client stores a file itself, in the object storage. It may be larger than MAX_UPLOAD_BYTES; POST /api/process then takes upload in the place of file."),
-		problems(413, 422, 503))
+		problems(413, 422, 503, 507))
 	picked := fuego.GroupOptions(
 		fuego.OptionQuery("status", "Only jobs of this status, or of these, with commas"),
 		fuego.OptionQuery("outcome", "Only jobs of this outcome, or of these, with commas"),

@@ -178,6 +178,8 @@ type Parts struct {
 	LogID   [16]byte
 	// Partitions is how many the log has.
 	Partitions int
+	// Room says that there is no disk left for new work.
+	Room func() error
 	// OnSubmission hears which operations a valid submission asks for, before it is written
 	// and when it was.
 	OnSubmission func(operations []string)

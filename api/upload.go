@@ -20,6 +20,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pixtools/pixtools/commands"
+	"github.com/pixtools/pixtools/internal/disk"
 	"github.com/pixtools/pixtools/internal/egress"
 )
 
@@ -247,11 +248,11 @@ func (s *Server) spool(body io.Reader) (*spooled, error) {
 func (s *Server) toDisk(to *spooled, start, rest io.Reader) error {
 	file, err := os.CreateTemp(s.cfg.SpoolDir, "upload-*")
 	if err != nil {
-		return noRoom(err)
+		return s.noRoom(err)
 	}
 	// Unlinked at once: whatever becomes of us, the disk space comes back.
 	if err := os.Remove(file.Name()); err != nil {
-		return noRoom(errors.Join(err, file.Close()))
+		return s.noRoom(errors.Join(err, file.Close()))
 	}
 	room := &room{File: file, taken: &s.spooled, limit: s.cfg.MaxSpoolBytes}
 	to.ReadSeeker, to.ReaderAt, to.close = file, file, room.leave
@@ -263,7 +264,7 @@ func (s *Server) toDisk(to *spooled, start, rest io.Reader) error {
 	}
 	var disk *fs.PathError // of the file, since the body has no path
 	if errors.As(err, &disk) {
-		return noRoom(err)
+		return s.noRoom(err)
 	}
 	return err
 }
@@ -299,7 +300,12 @@ func (r *room) leave() {
 	spoolBytes.Sub(float64(r.mine))
 }
 
-func noRoom(cause error) error { return unavailable("There is no room to receive the file.", cause) }
+func (s *Server) noRoom(cause error) error {
+	if !disk.IsFull(cause) {
+		return unavailable("The file cannot be received.", cause)
+	}
+	return full(fmt.Sprintf("There is no room to receive the file: free %d bytes at %s (SPOOL_DIR).", s.cfg.MaxUploadBytes, s.cfg.SpoolDir), cause)
+}
 
 // interpret reads the fields, and names everything that is wrong with them.
 func (u *upload) interpret(fields map[string]string, headerKey string, outside *egress.Guard) error {

@@ -28,6 +28,7 @@ import (
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
 	"github.com/pixtools/pixtools/internal/bug"
+	"github.com/pixtools/pixtools/internal/disk"
 	"github.com/pixtools/pixtools/internal/kafka"
 	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/processors/engine"
@@ -290,6 +291,10 @@ func (w *Worker) handle(ctx context.Context, request task) error {
 		return err
 	}
 	defer leave()
+	// Before anything is written: what a full disk cuts off would be an attempt.
+	if err := disk.Check(w.spool, leastFree+state.GetSource().GetBytes()); err != nil {
+		return w.withoutSource(ctx, request, state, err)
+	}
 	source, err := fetch(ctx, w.store, w.spool, state.GetSource().GetKey(), state.GetSource().GetSha256())
 	if err != nil {
 		return w.withoutSource(ctx, request, state, err)
@@ -304,6 +309,9 @@ func (w *Worker) handle(ctx context.Context, request task) error {
 	}
 	return err
 }
+
+// leastFree is what must be free in the spool beside a source, in bytes: for its result.
+const leastFree = 16 << 20
 
 // takeRoom waits until the disk may take a source of that size. Who came first goes first, so that a large
 // source gets its room in the end. Whoever has room goes on by itself, whatever waits.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Previous is the schema of the read model that the live one took the place of.
@@ -102,6 +103,18 @@ func schemas(ctx context.Context, in querier) ([]SchemaInfo, error) {
 		return nil, fmt.Errorf("list the read models: %w", err)
 	}
 	return all, nil
+}
+
+// Jobs counts the jobs of the live read model; where there is none, they are 0.
+func Jobs(ctx context.Context, pool *pgxpool.Pool) (n int64, err error) {
+	var there bool
+	if err = pool.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", Schema+".jobs").Scan(&there); err == nil && there {
+		err = pool.QueryRow(ctx, "SELECT count(*) FROM "+quoted(Schema)+".jobs").Scan(&n)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count the jobs of the read model: %w", err)
+	}
+	return n, nil
 }
 
 func find(all []SchemaInfo, name string) (SchemaInfo, error) {

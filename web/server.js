@@ -9,7 +9,7 @@ export class Fault extends Error {
     this.pause = pause;
   }
   // passing is true where the same request may succeed later.
-  get passing() { return [0, 429, 502, 503, 504].includes(this.status); }
+  get passing() { return [0, 429, 502, 503, 504, 507].includes(this.status); }
 }
 
 export const unreachable = () => new Fault("The server cannot be reached. Check your connection; the page goes on by itself when it is back.", 0);

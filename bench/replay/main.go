@@ -70,7 +70,7 @@ func run(ctx context.Context, o options) error {
 	}
 	b := &bench{options: o, dir: dir}
 	needs := embedded.Needs{Postgres: true, Kafka: o.broker == "embedded"}
-	parts, err := embedded.Start(ctx, embedded.Config{DataDir: filepath.Join(dir, "data"), Bucket: "bench", Region: "us-east-1"}, needs, slog.New(slog.DiscardHandler))
+	parts, err := embedded.Start(ctx, embedded.Config{DataDir: filepath.Join(dir, "data"), DiskReserve: 64 << 20, Bucket: "bench", Region: "us-east-1"}, needs, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
@@ -17,14 +18,15 @@ import (
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/eventlog"
 	"github.com/pixtools/pixtools/internal/kafka"
-	"github.com/pixtools/pixtools/internal/secrets"
 	"github.com/pixtools/pixtools/projections"
 )
 
-// copying is what the commands export and import were told.
+// copying is what the commands export and import, back-up and restore were told.
 type copying struct {
 	dir, until          string
 	blobs, secrets, dry bool
+	recipients          []age.Recipient
+	identities          []age.Identity
 	out, errors         io.Writer
 	store               *blob.Store
 	db                  *pgxpool.Pool
@@ -38,15 +40,14 @@ func eventsExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export",
 		Short: "Write the log into files with checksums",
-		Long: "Write the log, as it is now, into a new directory of files with checksums: for a back-up, to move\n" +
-			"from embedded mode to a cluster, or to seed another environment. The dead letters are\n" +
-			"written, too; what can be made again (the read model, the saga's state) is not. Services\n" +
-			"may run meanwhile. The format is described in docs/export.md.\n\n" +
-			"Without --with-secrets the tenants' keys stay where they are. What is sealed with them stays\n" +
-			"sealed then: downloads are named image instead of as the file that was uploaded, and webhook\n" +
-			"addresses cannot be read. With it, whoever has the files can read both: keep them as you\n" +
-			"keep passwords.",
-		Example: "  pixtools events export --out backup-2026-11-24 --with-blobs --with-secrets",
+		Long: "Write the log, as it is now, into a new directory of files with checksums: to look at it with\n" +
+			"other tools, or to seed another environment. The dead letters are written, too; what can be\n" +
+			"made again (the read model, the saga's state) is not. Services may run meanwhile. The format\n" +
+			"is described in docs/export.md.\n\n" +
+			"What is secret stays where it is, and what is sealed with it stays sealed: downloads are named\n" +
+			"image instead of as the file that was uploaded, and webhook addresses cannot be read. To have\n" +
+			"all of it, for a back-up or to move from embedded mode to a cluster, use pixtools backup.",
+		Example: "  pixtools events export --out log-2026-11-24 --with-blobs",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.out, c.errors = cmd.OutOrStdout(), cmd.ErrOrStderr()
@@ -55,7 +56,6 @@ func eventsExport() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&c.dir, "out", "", "the directory to make (required)")
 	cmd.Flags().BoolVar(&c.blobs, "with-blobs", false, "also the objects in S3 that events name, each checked against its SHA-256")
-	cmd.Flags().BoolVar(&c.secrets, "with-secrets", false, "also the tenants' keys, in clear")
 	cmd.Flags().StringVar(&c.until, "until", "", "only what was written before this time, or before so long ago")
 	_ = cmd.MarkFlagRequired("out")
 	return cmd
@@ -69,17 +69,18 @@ func eventsImport() *cobra.Command {
 		Long: "Write an export into an empty log, in embedded mode or on a cluster, with any number of\n" +
 			"partitions. Every checksum is verified before anything is written. An import that was\n" +
 			"interrupted goes on when it is started again. No `pixtools serve` may run on the log\n" +
-			"meanwhile; start it afterwards: it makes the read model and the saga's state of the log.",
-		Example: "  KAFKA_BROKERS=kafka-1:9092 pixtools events import --in backup-2026-11-24 --with-blobs --with-secrets",
+			"meanwhile; start it afterwards: it makes the read model and the saga's state of the log.\n\n" +
+			"It reads the log and the objects of a back-up, too, and leaves the secrets that are there: for\n" +
+			"where PostgreSQL was not lost.",
+		Example: "  KAFKA_BROKERS=kafka-1:9092 pixtools events import --in log-2026-11-24 --with-blobs",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.out, c.errors = cmd.OutOrStdout(), cmd.ErrOrStderr()
 			return c.load(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&c.dir, "in", "", "the directory that export made (required)")
+	cmd.Flags().StringVar(&c.dir, "in", "", "the directory that export, or back-up, made (required)")
 	cmd.Flags().BoolVar(&c.blobs, "with-blobs", false, "also the objects, into S3")
-	cmd.Flags().BoolVar(&c.secrets, "with-secrets", false, "also the tenants' keys, into PostgreSQL")
 	cmd.Flags().BoolVar(&c.dry, "dry-run", false, "check everything, say what would be done, write nothing")
 	_ = cmd.MarkFlagRequired("in")
 	return cmd
@@ -133,7 +134,7 @@ func (c *copying) export(ctx context.Context) error {
 		return err
 	}
 	defer c.close()
-	e := eventlog.Export{Dir: c.dir, Store: c.store, Secrets: c.db, Progress: c.progress, Lost: c.lose,
+	e := eventlog.Export{Dir: c.dir, Store: c.store, Secrets: c.db, Recipients: c.recipients, Progress: c.progress, Lost: c.lose,
 		Retention: c.parts.cfg.retention().Results, SourceRetention: c.parts.cfg.retention().Sources}
 	if until != nil {
 		e.Until = *until
@@ -149,11 +150,15 @@ func (c *copying) export(ctx context.Context) error {
 	if o := m.Objects; o != nil {
 		fmt.Fprintf(c.out, "objects: %d of %d bytes; %d expired, %d missing, %d damaged\n", o.Stored, o.Bytes, o.Expired, o.Missing, o.Damaged)
 	}
-	if m.Secrets != nil {
-		fmt.Fprintf(c.out, "keys of tenants: %d\n", *m.Secrets)
-	}
+	c.tellTables(m.Tables)
 	fmt.Fprintf(c.out, "written to %s\n", c.dir)
 	return nil
+}
+
+func (c *copying) tellTables(tables []eventlog.ManifestTable) {
+	for _, t := range tables {
+		fmt.Fprintf(c.out, "secrets, %s: %d rows\n", t.Name, t.Rows)
+	}
 }
 
 // mostLost is how many lost objects are named; all of them are in the export's list.
@@ -170,8 +175,9 @@ func (c *copying) lose(key, why string) {
 }
 
 func (c *copying) load(ctx context.Context) error {
-	// Before anything is started for it.
-	if _, err := eventlog.Look(c.dir, c.blobs, c.secrets); err != nil {
+	im := eventlog.Import{Dir: c.dir, DryRun: c.dry, WithObjects: c.blobs, WithSecrets: c.secrets, Identities: c.identities,
+		Prepare: c.prepare, Workers: map[string]string{}, Progress: c.progress}
+	if _, err := im.Look(); err != nil {
 		return err
 	}
 	c.parts.fresh = embedded.Needs{Kafka: true, Postgres: true, S3: true}
@@ -188,11 +194,12 @@ func (c *copying) load(ctx context.Context) error {
 		return err
 	}
 	defer c.close()
-	cfg := c.parts.cfg
-	im := eventlog.Import{Dir: c.dir, DryRun: c.dry, Partitions: cfg.Partitions, WithObjects: c.blobs, Store: c.store, WithSecrets: c.secrets, Secrets: c.db, Prepare: c.prepare,
-		Workers: map[string]string{}, Progress: c.progress}
+	im.Partitions, im.Store, im.Secrets = c.parts.cfg.Partitions, c.store, c.db
 	for _, op := range operations.All() {
 		im.Workers[op.Name] = events.OperationGroup + op.Name
+	}
+	if c.db != nil {
+		im.Unused = c.unused
 	}
 	did, err := c.parts.brokers.Import(ctx, im)
 	c.finish()
@@ -211,10 +218,17 @@ func (c *copying) load(ctx context.Context) error {
 	if c.blobs {
 		fmt.Fprintf(c.out, "objects: %d\n", did.Objects)
 	}
-	if c.secrets {
-		fmt.Fprintf(c.out, "keys of tenants: %d\n", did.Secrets)
-	}
+	c.tellTables(did.Tables)
 	return nil
+}
+
+// unused refuses a database in which another log's jobs are shown.
+func (c *copying) unused(ctx context.Context) error {
+	jobs, err := projections.Jobs(ctx, c.db)
+	if err == nil && jobs > 0 {
+		err = fmt.Errorf("the read model in PostgreSQL has %d jobs, of another log: restore into another database (DATABASE_URL), or remove the schema with DROP SCHEMA %s CASCADE", jobs, projections.Schema)
+	}
+	return err
 }
 
 // prepare makes what the services would make.
@@ -230,7 +244,7 @@ func (c *copying) prepare(ctx context.Context) error {
 		err = errors.Join(err, s.prepareStore(ctx))
 	}
 	if s.db != nil {
-		err = errors.Join(err, secrets.Migrate(ctx, s.db))
+		err = errors.Join(err, s.prepareSecrets(ctx))
 	}
 	return err
 }

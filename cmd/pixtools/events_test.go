@@ -290,10 +290,10 @@ func TestExportImport(t *testing.T) {
 		before[id] = job
 	}
 	dir := filepath.Join(t.TempDir(), "export")
-	out, err := ran(t, source, "export", "--out", dir, "--with-blobs", "--with-secrets")
-	require.NoError(t, err)
+	out, complaints, status := from.command("backup", dir, "--secrets-in-clear")
+	require.Zero(t, status, complaints)
 	require.Contains(t, out, "0 missing, 0 damaged")
-	require.Contains(t, out, "keys of tenants: 1")
+	require.Contains(t, out, "secrets, tenant_keys: 1 rows")
 	info, err := os.Stat(filepath.Join(dir, "secrets.json"))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode())
@@ -303,11 +303,13 @@ func TestExportImport(t *testing.T) {
 
 	target := ownKafka(t)
 	target["KAFKA_PARTITIONS"], target["INSTANCE_ID"] = "5", "target"
-	damagedObject(t, target, dir)
-	out, err = ran(t, target, "import", "--in", dir, "--with-blobs", "--with-secrets")
-	require.NoError(t, err)
+	to := prepare(t, target)
+	damagedObject(t, to, target, dir)
+	out, complaints, status = to.command("restore", dir)
+	require.Zero(t, status, complaints)
 	require.Contains(t, out, fmt.Sprintf("imported %d records into 5 partitions", len(history)+1)) // and a dead letter
-	to := run(t, target)
+	to.start()
+	to.healthy()
 
 	for id, want := range before {
 		got, err := to.now(id)
@@ -416,7 +418,7 @@ func sameHistory(t *testing.T, want, got []eventlog.Line, open string) {
 }
 
 // damagedObject: an object is checked as every file is, before anything is written.
-func damagedObject(t *testing.T, target map[string]string, dir string) {
+func damagedObject(t *testing.T, to *program, target map[string]string, dir string) {
 	objects, err := filepath.Glob(filepath.Join(dir, "blobs", "*", "*"))
 	require.NoError(t, err)
 	require.NotEmpty(t, objects)
@@ -426,8 +428,9 @@ func damagedObject(t *testing.T, target map[string]string, dir string) {
 		damaged := bytes.Clone(whole)
 		damaged[len(damaged)/2] ^= 1
 		require.NoError(t, os.WriteFile(path, damaged, 0o600))
-		_, err = ran(t, target, "import", "--in", dir, "--with-blobs", "--with-secrets")
-		require.ErrorContains(t, err, path)
+		_, complaints, status := to.command("restore", dir)
+		require.NotZero(t, status)
+		require.Contains(t, complaints, path)
 		require.NoError(t, os.WriteFile(path, whole, 0o600))
 	}
 	_, err = ran(t, target, "cat")
@@ -440,9 +443,11 @@ func withoutSecrets(t *testing.T, source map[string]string, known api.Job) {
 	_, err := ran(t, source, "export", "--out", dir)
 	require.NoError(t, err)
 	require.NoFileExists(t, filepath.Join(dir, "secrets.json"))
+	require.NoFileExists(t, filepath.Join(dir, "secrets.json.age"))
 	target := embeddedEnv(t)
-	_, err = ran(t, target, "import", "--in", dir, "--with-secrets")
-	require.ErrorContains(t, err, "without --with-secrets")
+	_, complaints, status := prepare(t, target).command("restore", dir)
+	require.NotZero(t, status)
+	require.Contains(t, complaints, "without --with-blobs")
 	_, err = ran(t, target, "import", "--in", dir, "--with-blobs", "--dry-run")
 	require.ErrorContains(t, err, "without --with-blobs")
 	_, err = ran(t, target, "import", "--in", dir, "--dry-run")

@@ -36,8 +36,8 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
-		webhooksCommand(), janitorCommand(), keysCommand(), tenantsCommand(), configCommand(), readyCommand(), openapiCommand())
+	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), backupCommand(), restoreCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
+		webhooksCommand(), janitorCommand(), keysCommand(), tenantsCommand(), configCommand(), prepareCommand(), readyCommand(), openapiCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

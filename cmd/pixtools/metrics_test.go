@@ -159,7 +159,7 @@ func (e exported) below(expression parser.Expr, label string) (found bool) {
 	return found
 }
 
-// everyExpression is all PromQL of the dashboards and the rules, by file.
+// everyExpression is all PromQL of the dashboards, the rules and KEDA's triggers, by file.
 func everyExpression(t *testing.T) map[string][]string {
 	all := map[string][]string{}
 	files, err := filepath.Glob(deployDir + "/grafana/dashboards/*.json")
@@ -189,6 +189,7 @@ func everyExpression(t *testing.T) map[string][]string {
 			all["rules.yml"] = append(all["rules.yml"], rule.Expr)
 		}
 	}
+	all["kubernetes"] = metricsOfScalers(t)
 	return all
 }
 

@@ -76,7 +76,7 @@ func run(t *testing.T, env map[string]string, args ...string) *program {
 func prepare(t *testing.T, env map[string]string, args ...string) *program {
 	t.Helper()
 	port := freePort(t)
-	p := &program{t: t, base: "http://127.0.0.1:" + port, args: append([]string{"serve"}, args...)}
+	p := &program{t: t, base: "http://127.0.0.1:" + port, args: append([]string{"serve"}, args...), log: &testenv.Buffer{}}
 	p.env = []string{mainVariable + "=1", "PORT=" + port, "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "LOG_LEVEL=info",
 		"SPOOL_DIR=" + t.TempDir(), "API_AUTH=off"} // tests of keys ask for them; others have none to show
 	for name, value := range env {

@@ -97,7 +97,7 @@ func TestSecureConnections(t *testing.T) {
 	}
 	for _, args := range [][]string{ // one after the other: of some, only one may be at work
 		{"events", "tail", "--from", "start", "--job", id, "--type", "JobFinalized", "--limit", "1"},
-		{"events", "export", "--out", filepath.Join(t.TempDir(), "backup"), "--with-blobs", "--with-secrets"},
+		{"backup", filepath.Join(t.TempDir(), "set"), "--secrets-in-clear"},
 		{"verify", "--reexecute", "1"},
 		{"replay", "--diff"},
 		{"usage", "--audit"},

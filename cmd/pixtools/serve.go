@@ -165,6 +165,9 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 	}
 	defer spool.close()
 	cfg.API.SpoolDir = spool.dir
+	if err := prometheus.Register(diskMetrics{cfg}); err != nil {
+		return err
+	}
 	needs := cfg.needs()
 	parts, err := embedded.Start(ctx, cfg.Embedded, needs, log)
 	if err != nil {
@@ -370,28 +373,7 @@ func hopeless(err error) error {
 }
 
 func (s *services) prepareLog(ctx context.Context) error {
-	replication := s.cfg.Replication
-	if replication == 0 {
-		replication = -1 // the brokers' default
-	}
-	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-	changelog := func(name string) kafka.Topic {
-		if s.embedded.Kafka {
-			// That broker compacts by removing the log and writing it anew, which a kill would cut
-			// off, and it cannot tell a compacted log from one that lost records. It would remove
-			// states after a week, too.
-			return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Initially: forever}
-		}
-		return kafka.Topic{Name: name, Partitions: s.cfg.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
-	}
-	for _, topic := range []kafka.Topic{
-		{Name: events.Topic, Partitions: s.cfg.Partitions, Must: forever},
-		changelog(events.SagaTopic),
-		changelog(events.WebhooksTopic),
-		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
-			"retention.ms": strconv.FormatInt(s.cfg.DeadLetters.Retention.Milliseconds(), 10)}},
-	} {
-		topic.Replication = replication
+	for _, topic := range s.cfg.topics(s.embedded.Kafka) {
 		if err := kafka.EnsureTopic(ctx, s.kafka, topic); err != nil {
 			return err
 		}
@@ -399,6 +381,38 @@ func (s *services) prepareLog(ctx context.Context) error {
 	id, err := kafka.TopicID(ctx, s.kafka, events.Topic)
 	s.logID = id
 	return err
+}
+
+// topics are those that must exist.
+func (c config) topics(embedded bool) []kafka.Topic {
+	forever := map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+	changelog := kafka.Topic{Partitions: c.ChangelogPartitions, Must: map[string]string{"cleanup.policy": "compact"}}
+	if embedded {
+		// That broker compacts by removing the log and writing it anew, which a kill would cut
+		// off, and it cannot tell a compacted log from one that lost records. It would remove
+		// states after a week, too.
+		changelog = kafka.Topic{Partitions: c.ChangelogPartitions, Initially: forever}
+	}
+	saga, webhooks := changelog, changelog
+	saga.Name, webhooks.Name = events.SagaTopic, events.WebhooksTopic
+	all := []kafka.Topic{
+		{Name: events.Topic, Partitions: c.Partitions, Must: forever},
+		saga, webhooks,
+		{Name: events.DeadLetterTopic, Partitions: 1, Initially: map[string]string{"cleanup.policy": "delete",
+			"retention.ms": strconv.FormatInt(c.DeadLetters.Retention.Milliseconds(), 10)}},
+	}
+	for i := range all {
+		all[i].Replication = c.Replication
+		if c.Replication == 0 {
+			all[i].Replication = -1 // the brokers' default
+		}
+		if c.MinISR > 0 && !embedded {
+			initially := map[string]string{"min.insync.replicas": strconv.Itoa(int(c.MinISR))}
+			maps.Copy(initially, all[i].Initially)
+			all[i].Initially = initially
+		}
+	}
+	return all
 }
 
 // announceSchemas tells the schema registry, where there is one, of every event. All
@@ -416,13 +430,19 @@ func (s *services) announceSchemas(ctx context.Context) {
 }
 
 func (s *services) prepareDatabase(ctx context.Context) error {
-	if err := secrets.Migrate(ctx, s.db); err != nil {
-		return err
-	}
-	if err := apikeys.Migrate(ctx, s.db); err != nil {
+	if err := s.prepareSecrets(ctx); err != nil {
 		return err
 	}
 	return projections.Migrate(ctx, s.db, projections.Schema)
+}
+
+// prepareSecrets makes every table of the schema that no rebuild touches. A restore fills those
+// that are made here, and no others.
+func (s *services) prepareSecrets(ctx context.Context) error {
+	if err := secrets.Migrate(ctx, s.db); err != nil {
+		return err
+	}
+	return apikeys.Migrate(ctx, s.db)
 }
 
 func (s *services) prepareStore(ctx context.Context) error {
@@ -700,7 +720,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 	handler, err := api.New(s.cfg.API, api.Parts{APIKeys: ring, Store: s.store, Publisher: kafka.NewPublisher(s.submissions, s.cfg.Kafka.SubmitTimeout),
 		Kafka: s.submissions, Redis: s.redis, Reader: reader, DeadLetters: letters, Follower: follower, Progress: heard, ReadLog: readLog, Lags: lags.Lags, Keys: keys, Retention: s.cfg.retention(),
 		Webhooks: secrets.NewWebhooks(s.db, s.cfg.Read.QueryTimeout, s.cfg.Webhooks.SecretsRefresh), Outside: outside, LogID: s.logID, Partitions: int(s.cfg.Partitions),
-		OnSubmission: s.hurry, Draining: entrance.closing, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
+		Room: s.room, OnSubmission: s.hurry, Draining: entrance.closing, Stopping: ctx.Done(), Log: s.log.With("role", "api")})
 	if err != nil {
 		return err
 	}
@@ -720,7 +740,7 @@ func (s *services) api(ctx context.Context, group *errgroup.Group, listener net.
 		return nil
 	})
 	entrance.leadTo(handler)
-	s.roles.runs("api", func() error { return nil })
+	s.roles.runs("api", s.room)
 	fmt.Printf("PixTools is at http://%s (%s)\n", shownAddress(listener.Addr().String()), s.access(listener.Addr()))
 	return nil
 }

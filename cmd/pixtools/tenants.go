@@ -40,7 +40,7 @@ func forgetCommand() *cobra.Command {
 			"their tenant. Without the keys nobody can read them again. Pictures are personal data, too: so all jobs\n" +
 			"of the tenant are deleted, and open ones cancelled before. Usage, which has no personal data, stays. What\n" +
 			"the tenant submits afterwards has a new key. Without --confirm it says what it would do, and does nothing.\n" +
-			"A back-up or an export of before, with its secrets, has the keys: destroy it as well.",
+			"A back-up of before, with its secrets, has the keys: destroy it as well.",
 		Example: "  pixtools tenants forget acme                   what would be erased\n" +
 			"  pixtools tenants forget acme --confirm acme    erase it",
 		Args: cobra.ExactArgs(1),
@@ -92,7 +92,7 @@ func (e erasure) run(ctx context.Context) error {
 		return err
 	}
 	_, err = fmt.Fprintf(e.out, "%d keys of %s destroyed; processes that hold one let go within %s (TENANT_KEYS_CHECK_INTERVAL), or, without the database, %s (TENANT_KEYS_HOLD)\n"+
-		"back-ups and exports of before, with their secrets, still have them: destroy those, too\n", n, e.tenant, p.cfg.Secrets.CheckInterval, p.cfg.Secrets.Hold)
+		"back-ups of before, with their secrets, still have them: destroy those, too\n", n, e.tenant, p.cfg.Secrets.CheckInterval, p.cfg.Secrets.Hold)
 	return err
 }
 

@@ -57,7 +57,7 @@ func embeddedConfig(t *testing.T) blob.Config {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
-	parts, err := embedded.Start(ctx, embedded.Config{DataDir: t.TempDir(), Bucket: "pixtools", Region: "us-east-1"},
+	parts, err := embedded.Start(ctx, embedded.Config{DataDir: t.TempDir(), DiskReserve: 64 << 20, Bucket: "pixtools", Region: "us-east-1"},
 		embedded.Needs{S3: true}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = parts.Stop(context.Background()) })

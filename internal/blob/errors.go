@@ -12,8 +12,8 @@ import (
 	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
-// Which of these an error is decides what to do about it. An error that is none of them, such as a missing
-// bucket, is a fault of the configuration: the same call will fail again.
+// Which of these an error is decides what to do about it. An error that is none of them is a fault of the
+// configuration, as a missing bucket is: the same call will fail again.
 var (
 	// ErrNotFound: there is no such object. Trying again does not help.
 	ErrNotFound = errors.New("no such object")
@@ -23,6 +23,8 @@ var (
 	ErrChecksum = errors.New("checksum mismatch")
 	// ErrRefused: the server is there and does not let us. Only another configuration, ours or its, helps.
 	ErrRefused = errors.New("object storage refuses us")
+	// ErrNoBucket: there is no such bucket.
+	ErrNoBucket = errors.New("there is no such bucket")
 )
 
 // classify says which kind an error of the SDK is. parent is the caller's context, not the one with our
@@ -51,13 +53,13 @@ func kindOf(err error) error {
 		case "NoSuchKey", "NotFound":
 			return ErrNotFound
 		case "NoSuchBucket":
-			return nil
+			return ErrNoBucket
 		// Three servers, three names: of the checksum header, and of the signature's hash of the body.
 		case "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch":
 			return ErrChecksum
 		case "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied":
 			return ErrRefused
-		case "SlowDown", "RequestTimeout", "RequestLimitExceeded", "Throttling", "ThrottlingException", "ServerBusy":
+		case "SlowDown", "RequestTimeout", "RequestLimitExceeded", "Throttling", "ThrottlingException", "ServerBusy", "QuotaExceeded":
 			return ErrUnavailable
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var complete = Config{DataDir: "data", Bucket: "pixtools", Region: "us-east-1"}
+var complete = Config{DataDir: "data", DiskReserve: leastReserve, Bucket: "pixtools", Region: "us-east-1"}
 
 // portFields are the ports with the variables that set them.
 func portFields(c *Config) map[string]*int {
@@ -42,6 +42,7 @@ func TestValidateNamesEveryFault(t *testing.T) {
 	for _, fault := range []string{
 		"PIXTOOLS_DATA_DIR is empty",
 		"AWS_S3_BUCKET is empty",
+		"PIXTOOLS_DISK_RESERVE_BYTES is 0: it must be from 67108864 to 1099511627776",
 		"PIXTOOLS_EMBEDDED_KAFKA_PORT and PIXTOOLS_EMBEDDED_REDIS_PORT are both 9092",
 		"PIXTOOLS_EMBEDDED_POSTGRES_PORT is -5",
 		"PIXTOOLS_EMBEDDED_S3_PORT is 70000",
@@ -54,4 +55,17 @@ func TestValidateNamesEveryFault(t *testing.T) {
 
 	_, err = Start(t.Context(), Config{}, Needs{Redis: true}, nil)
 	require.ErrorContains(t, err, "PIXTOOLS_DATA_DIR is empty")
+}
+
+func TestValidateReserve(t *testing.T) {
+	t.Parallel()
+	for bytes, valid := range map[int64]bool{leastReserve - 1: false, leastReserve: true, mostReserve: true, mostReserve + 1: false} {
+		cfg := complete
+		cfg.DiskReserve = bytes
+		if err := cfg.Validate(); valid {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, fmt.Sprintf("PIXTOOLS_DISK_RESERVE_BYTES is %d", bytes))
+		}
+	}
 }

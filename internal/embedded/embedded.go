@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -61,6 +62,11 @@ type Config struct {
 	// Beyond it: as with KafkaPort.
 	S3Port int `env:"PIXTOOLS_EMBEDDED_S3_PORT" range:"0 to 65535"`
 
+	// DiskReserve is what must be free on the disk of DataDir, in bytes, so that what was accepted comes to
+	// its end: a quarter of it is never written to.
+	// Beyond it: submissions are 507, and the process says that it is not ready, until there is room.
+	DiskReserve int64 `env:"PIXTOOLS_DISK_RESERVE_BYTES" envDefault:"268435456" range:"67108864 to 1099511627776"`
+
 	// PostgresCacheDir keeps the downloaded PostgreSQL programs between data directories.
 	PostgresCacheDir string `env:"PIXTOOLS_POSTGRES_CACHE_DIR" derived:"pixtools/postgres in the user's cache directory, for root in /var/cache"`
 	// PostgresBinariesDir is a PostgreSQL 15 already on this machine (it has `bin/pg_ctl`); nothing is
@@ -83,6 +89,9 @@ func (c Config) Validate() error {
 	}
 	if c.Bucket == "" {
 		faults = append(faults, errors.New("AWS_S3_BUCKET is empty: name a bucket"))
+	}
+	if c.DiskReserve < leastReserve || c.DiskReserve > mostReserve {
+		faults = append(faults, fmt.Errorf("PIXTOOLS_DISK_RESERVE_BYTES is %d: it must be from %d to %d", c.DiskReserve, leastReserve, mostReserve))
 	}
 	taken := map[int]string{}
 	for _, p := range c.ports() {
@@ -111,6 +120,12 @@ func (c Config) ports() []portVariable {
 	}
 }
 
+const (
+	// leastReserve is enough for a quarter of it to hold a segment of PostgreSQL's write-ahead log, 16 MiB.
+	leastReserve = 64 << 20
+	mostReserve  = 1 << 40
+)
+
 // Needs names the parts to run: those without a configured address.
 type Needs struct{ Kafka, Postgres, Redis, S3 bool }
 
@@ -128,6 +143,8 @@ type Parts struct {
 
 	log    *slog.Logger
 	failed chan error
+	// logLost: the broker failed to write something.
+	logLost atomic.Bool
 
 	mu    sync.Mutex // guards stops: the parts start at the same time
 	stops []stop
@@ -158,6 +175,9 @@ func Start(ctx context.Context, cfg Config, needs Needs, log *slog.Logger) (*Par
 	cfg.DataDir = dir
 	if err := os.MkdirAll(dir, dataDirMode()); err != nil {
 		return nil, fmt.Errorf("create the data directory: %w; set PIXTOOLS_DATA_DIR to one that can be written", err)
+	}
+	if err := cfg.checkRoom(); err != nil {
+		return nil, err
 	}
 	if p.lock, err = lockDir(dir); err != nil {
 		return nil, err

@@ -89,11 +89,16 @@ func (p *Parts) startKafka(ctx context.Context, cfg Config, st state) error {
 		b.close()
 		return errors.Join(err, journal.file.Close())
 	}
+	p.guardLog(b.cluster, dir, cfg.floor()) // first: what is refused is not noted as committed
 	journal.watch(b.cluster)
-	n := startNote(b.cluster, b.client, dir, p.fail)
+	n := startNote(b.cluster, b.client, dir, p.fail, p.log)
 	p.onStop("kafka", func(context.Context) error {
 		err := n.stop()
 		b.close() // it has handled its last request by then: no commit is torn
+		if p.logLost.Load() {
+			// Nor was all of its state written: the next start is that after a crash.
+			return errors.Join(err, journal.file.Close(), errors.New("the disk did not take what is kept over a stop in order"))
+		}
 		if err := errors.Join(err, journal.clear(), journal.file.Close()); err != nil {
 			return err
 		}
@@ -117,7 +122,10 @@ func (p *Parts) openBroker(dir string, port int) (*broker, error) {
 		kfake.BrokerConfigs(brokerConfigs),
 		kfake.GroupMinSessionTimeout(groupMinSessionTimeout),
 		kfake.ClusterID("pixtools"),
-		kfake.WithLogger(kafkaLog{p.log.With("part", "kafka")}),
+		kfake.WithLogger(kafkaLog{p.log.With("part", "kafka"), func(line string) {
+			p.logLost.Store(true)
+			p.fail(diskFault(dir, line))
+		}}),
 	)
 	if err != nil {
 		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) && opErr.Op == "listen" {
@@ -263,9 +271,16 @@ func (b *broker) mark(ctx context.Context, marker kmsg.WriteTxnMarkersRequestMar
 }
 
 // kafkaLog passes on what a person should see: the broker's info level is every request.
-type kafkaLog struct{ log *slog.Logger }
+type kafkaLog struct {
+	log *slog.Logger
+	// lost hears that a write failed.
+	lost func(line string)
+}
 
 func (l kafkaLog) Logf(level kfake.LogLevel, format string, args ...any) {
+	if level <= kfake.LogLevelWarn && wroteInVain(format) {
+		l.lost(fmt.Sprintf(format, args...))
+	}
 	switch level {
 	case kfake.LogLevelError:
 		l.log.Error(fmt.Sprintf(format, args...))

@@ -167,7 +167,7 @@ func testConfig(t *testing.T) Config {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	require.NoError(t, os.Chmod(dir, dataDirMode()))
 	return Config{
-		DataDir: filepath.Join(dir, "data"), Bucket: "pixtools", Region: "us-east-1",
+		DataDir: filepath.Join(dir, "data"), DiskReserve: leastReserve, Bucket: "pixtools", Region: "us-east-1",
 		PostgresRepository: os.Getenv("PIXTOOLS_POSTGRES_REPOSITORY"), PostgresBinariesDir: os.Getenv("PIXTOOLS_POSTGRES_BINARIES_DIR"),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -20,6 +21,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/pixtools/pixtools/internal/disk"
 )
 
 // The broker acknowledges a record after syncing it. When it starts again and meets a damaged batch, it
@@ -51,7 +54,7 @@ type noteTaker struct {
 	err     error
 }
 
-func startNote(cluster *kfake.Cluster, client *kgo.Client, dir string, fail func(error)) *noteTaker {
+func startNote(cluster *kfake.Cluster, client *kgo.Client, dir string, fail func(error), log *slog.Logger) *noteTaker {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &noteTaker{
 		cluster: cluster, client: client, path: filepath.Join(dir, noteFile),
@@ -59,6 +62,7 @@ func startNote(cluster *kfake.Cluster, client *kgo.Client, dir string, fail func
 	}
 	go func() {
 		defer close(n.ended)
+		told := time.Time{}
 		tick := time.NewTicker(noteInterval)
 		defer tick.Stop()
 		for {
@@ -68,9 +72,16 @@ func startNote(cluster *kfake.Cluster, client *kgo.Client, dir string, fail func
 				return
 			case <-tick.C:
 			}
-			// A disk that does not take the note does not take the log either, and the broker only warns.
-			if err := n.take(); err != nil {
+			// A disk that does not take the note does not take the log either, and the broker only warns. Where
+			// it is full, though, the broker is kept from writing, and the note comes when there is room.
+			err := n.take()
+			switch {
+			case err == nil:
+			case !disk.IsFull(err):
 				fail(err)
+			case time.Since(told) > fullAgain:
+				told = time.Now()
+				log.Error("the disk is full", "part", "kafka", "error", err)
 			}
 		}
 	}()

@@ -11,10 +11,14 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
 	"github.com/versity/versitygw/embedgw"
+	"github.com/versity/versitygw/s3err"
 	"github.com/versity/versitygw/s3response"
+
+	"github.com/pixtools/pixtools/internal/disk"
 )
 
 const (
@@ -36,13 +40,15 @@ type s3Spec struct {
 	SecretKey string `json:"secret_key"`
 	Bucket    string `json:"bucket"`
 	Region    string `json:"region"`
+	// Floor is below how many free bytes nothing is stored.
+	Floor int64 `json:"floor"`
 }
 
 func (p *Parts) startS3(ctx context.Context, cfg Config, st state) error {
 	spec := s3Spec{
 		Dir: filepath.Join(cfg.DataDir, "s3"), Port: st.S3Port,
 		AccessKey: st.S3AccessKey, SecretKey: st.S3SecretKey,
-		Bucket: cfg.Bucket, Region: cfg.Region,
+		Bucket: cfg.Bucket, Region: cfg.Region, Floor: cfg.floor(),
 	}
 	c, err := startChild(ctx, "s3", childSpec{S3: &spec}, nil, p.log)
 	if err != nil {
@@ -68,9 +74,22 @@ func (p *Parts) useS3(cfg Config, st state) {
 type durableS3 struct {
 	*posix.Posix
 	root string
+	// floor is what stays free on the disk.
+	floor int64
+}
+
+// room refuses what would take the last of the disk, which is the log's.
+func (d durableS3) room(size int64) error {
+	if err := disk.Check(d.root, d.floor+size); err != nil {
+		return s3err.APIError{Code: "InsufficientStorage", Description: err.Error(), HTTPStatusCode: http.StatusInsufficientStorage}
+	}
+	return nil
 }
 
 func (d durableS3) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
+	if err := d.room(aws.ToInt64(in.ContentLength)); err != nil {
+		return s3response.PutObjectOutput{}, err
+	}
 	out, err := d.Posix.PutObject(ctx, in)
 	if err != nil {
 		return out, err
@@ -80,6 +99,9 @@ func (d durableS3) PutObject(ctx context.Context, in s3response.PutObjectInput) 
 
 // CopyObject is how a source comes to its place that a client has stored itself.
 func (d durableS3) CopyObject(ctx context.Context, in s3response.CopyObjectInput) (s3response.CopyObjectOutput, error) {
+	if err := d.room(0); err != nil {
+		return s3response.CopyObjectOutput{}, err
+	}
 	out, err := d.Posix.CopyObject(ctx, in)
 	if err != nil {
 		return out, err
@@ -148,7 +170,7 @@ func openS3(ctx context.Context, spec s3Spec) (durableS3, error) {
 		return durableS3{}, err
 	}
 	backend, err := posix.New(objects, attributes, opts)
-	return durableS3{backend, objects}, err
+	return durableS3{backend, objects, spec.Floor}, err
 }
 
 // attributeStore says where content types and checksums are kept: with the file itself where the file

@@ -30,7 +30,9 @@ const (
 	manifestSum   = "manifest.json.sha256"
 	objectsFile   = "objects.jsonl.zst"
 	blobsDir      = "blobs"
-	secretsFile   = "secrets.json"
+	// secretsFile has the tables of pixtools_secrets in clear, sealedFile the same encrypted with age.
+	secretsFile = "secrets.json"
+	sealedFile  = secretsFile + ".age"
 
 	// segmentBytes is the size of a segment's lines, before compression, at which the next
 	// one begins.
@@ -56,8 +58,14 @@ type Manifest struct {
 	// their SHA-256.
 	Files   []ManifestFile   `json:"files"`
 	Objects *ManifestObjects `json:"objects"`
-	// Secrets is how many keys of tenants are in secrets.json; null: it was not asked for.
-	Secrets *int `json:"secrets"`
+	// Tables are those of the schema pixtools_secrets; null: they were not asked for.
+	Tables []ManifestTable `json:"secret_tables"`
+}
+
+// ManifestTable is a table of pixtools_secrets, whose rows are in the file of secrets.
+type ManifestTable struct {
+	Name string `json:"name"`
+	Rows int64  `json:"rows"`
 }
 
 // ManifestTopic is a topic as it was.

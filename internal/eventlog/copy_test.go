@@ -55,18 +55,20 @@ func onKafka(t *testing.T) *cluster {
 }
 
 func onEmbedded(t *testing.T) *cluster {
-	parts, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Bucket: "b", Region: "us-east-1"}, embedded.Needs{Kafka: true}, quiet)
+	parts, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), DiskReserve: 64 << 20, Bucket: "b", Region: "us-east-1"}, embedded.Needs{Kafka: true}, quiet)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, parts.Stop(context.Background())) })
 	return connect(t, parts.Brokers)
 }
 
-// prepare makes the topics.
+// prepare makes the topics. The records of these tests are old: a broker that runs for half a minute
+// would remove them.
 func (c *cluster) prepare(partitions int32) func(context.Context) error {
+	forever := map[string]string{"retention.ms": "-1"}
 	return func(ctx context.Context) error {
 		return errors.Join(
-			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1}),
-			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.DeadLetterTopic, Partitions: 1, Replication: 1}))
+			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.Topic, Partitions: partitions, Replication: 1, Initially: forever}),
+			kafka.EnsureTopic(ctx, c.client, kafka.Topic{Name: events.DeadLetterTopic, Partitions: 1, Replication: 1, Initially: forever}))
 	}
 }
 

@@ -2,7 +2,6 @@ package eventlog
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,13 +11,13 @@ import (
 	"slices"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
-	"github.com/pixtools/pixtools/internal/secrets"
 )
 
 // Export says what to write, and where.
@@ -32,8 +31,10 @@ type Export struct {
 	// Retention is how long the store keeps results, SourceRetention sources: older ones are gone
 	// by right.
 	Retention, SourceRetention time.Duration
-	// Secrets, unless nil, is where the tenants' keys are, which are copied, too.
-	Secrets *pgxpool.Pool
+	// Secrets, unless nil, is the database whose schema pixtools_secrets is copied, too,
+	// encrypted to Recipients; without any, in clear.
+	Secrets    *pgxpool.Pool
+	Recipients []age.Recipient
 	// Progress hears how far it is.
 	Progress func(what string, done, total int64)
 	// Lost hears of an object that should be there and is not.
@@ -91,12 +92,15 @@ func (b *Brokers) exportTo(ctx context.Context, e Export, work string) (*Manifes
 	}
 	slices.Reverse(topics)
 	for _, t := range topics {
-		if err := b.exportTopic(ctx, e, work, m, t); err != nil {
+		if err := b.exportTopic(ctx, e, work, m, t.Name, uuid.UUID(t.ID).String(), t.Ranges); err != nil {
 			return nil, err
 		}
 	}
+	// What the log refers to comes after the log's end. An object is stored, and a key made,
+	// before the event that needs it, so whatever the copied part names is there by now. The other
+	// way round, a job submitted in between would be in the log without its picture and its key.
 	if e.Store != nil {
-		if err := exportObjects(ctx, e, work, m); err != nil {
+		if err := b.exportObjects(ctx, e, work, m); err != nil {
 			return nil, err
 		}
 	}
@@ -121,33 +125,69 @@ func directoriesOf(m *Manifest) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// exportTopic writes each partition's records in segments of its own.
-func (b *Brokers) exportTopic(ctx context.Context, e Export, work string, m *Manifest, t *Topic) error {
-	topic := ManifestTopic{Name: t.Name, ID: uuid.UUID(t.ID).String(), Partitions: []ManifestPartition{}}
+// exportTopic writes ranges of each partition in segments of its own, behind what the manifest
+// has of them.
+func (b *Brokers) exportTopic(ctx context.Context, e Export, work string, m *Manifest, name, id string, ranges map[int32]Range) error {
+	i := slices.IndexFunc(m.Topics, func(t ManifestTopic) bool { return t.Name == name })
+	if i < 0 {
+		m.Topics = append(m.Topics, ManifestTopic{Name: name, ID: id, Partitions: []ManifestPartition{}})
+		i = len(m.Topics) - 1
+	}
+	topic := &m.Topics[i]
 	done, total := int64(0), int64(0)
-	for _, r := range t.Ranges {
+	for _, r := range ranges {
 		total += max(r.To-r.From, 0)
 	}
-	for _, partition := range slices.Sorted(maps.Keys(t.Ranges)) {
-		s := &segments{work: work, topic: t.Name, partition: partition, manifest: m}
-		r := t.Ranges[partition]
-		err := b.Read(ctx, t.Name, map[int32]Range{partition: r}, func(record *kgo.Record) error {
-			e.Progress("exporting "+t.Name, done+record.Offset-r.From, total)
+	for _, partition := range slices.Sorted(maps.Keys(ranges)) {
+		s := &segments{work: work, topic: name, partition: partition, manifest: m}
+		r := ranges[partition]
+		err := b.Read(ctx, name, map[int32]Range{partition: r}, func(record *kgo.Record) error {
+			e.Progress("exporting "+name, done+record.Offset-r.From, total)
 			return s.add(record)
 		})
 		if err := errors.Join(err, s.close()); err != nil {
 			return err
 		}
 		done += max(r.To-r.From, 0)
-		p := ManifestPartition{Partition: partition, Records: s.records, End: r.To}
-		if s.records > 0 {
-			p.First, p.Last = &s.first, &s.last
-		}
-		topic.Partitions = append(topic.Partitions, p)
-		topic.Records += p.Records
+		topic.add(ManifestPartition{Partition: partition, Records: s.records, End: r.To}, s)
 	}
-	m.Topics = append(m.Topics, topic)
 	return nil
+}
+
+// add counts what was written of a partition, perhaps behind what was before.
+func (t *ManifestTopic) add(p ManifestPartition, s *segments) {
+	t.Records += p.Records
+	i := slices.IndexFunc(t.Partitions, func(known ManifestPartition) bool { return known.Partition == p.Partition })
+	if i < 0 {
+		t.Partitions = append(t.Partitions, ManifestPartition{Partition: p.Partition})
+		i = len(t.Partitions) - 1
+	}
+	known := &t.Partitions[i]
+	known.Records, known.End = known.Records+p.Records, p.End
+	if p.Records == 0 {
+		return
+	}
+	if known.First == nil {
+		known.First = &s.first
+	}
+	known.Last = &s.last
+}
+
+// exportFurther writes what has come to the log since it was exported up to some end.
+func (b *Brokers) exportFurther(ctx context.Context, e Export, work string, m *Manifest) error {
+	t, err := b.Topic(ctx, events.Topic)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(m.Topics, func(t ManifestTopic) bool { return t.Name == events.Topic })
+	if id := uuid.UUID(t.ID).String(); id != m.Topics[i].ID {
+		return fmt.Errorf("%s was removed and made anew meanwhile: its id is %s, and was %s", t.Name, id, m.Topics[i].ID)
+	}
+	further := map[int32]Range{}
+	for _, p := range m.Topics[i].Partitions {
+		further[p.Partition] = Range{p.End, max(p.End, t.Ranges[p.Partition].To)}
+	}
+	return b.exportTopic(ctx, e, work, m, t.Name, m.Topics[i].ID, further)
 }
 
 // segments writes one partition.
@@ -191,28 +231,4 @@ func (s *segments) close() (err error) {
 	s.current = nil
 	s.manifest.Files = append(s.manifest.Files, s.file)
 	return err
-}
-
-// exportSecrets writes the tenants' keys into a file for its owner only.
-func exportSecrets(ctx context.Context, e Export, work string, m *Manifest) error {
-	keys, err := secrets.All(ctx, e.Secrets)
-	if err != nil {
-		return err
-	}
-	raw, err := json.MarshalIndent(keys, "", "  ")
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(work, secretsFile)
-	if err := writeSynced(path, raw, 0o600); err != nil {
-		return err
-	}
-	sum, size, err := sumOf(path)
-	if err != nil {
-		return err
-	}
-	count := len(keys)
-	m.Secrets = &count
-	m.Files = append(m.Files, ManifestFile{Name: secretsFile, Bytes: size, SHA256: sum})
-	return nil
 }

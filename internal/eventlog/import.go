@@ -4,17 +4,16 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
-	"os"
 	"path/filepath"
 	"slices"
 	"sort"
 	"strings"
 	"time"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -37,11 +36,16 @@ type Import struct {
 	Partitions int32
 	// Prepare makes the topics where they are missing, as the services do.
 	Prepare func(context.Context) error
-	// WithObjects and WithSecrets: also the export's objects into Store, and its keys into
-	// Secrets. Neither is touched by a dry run.
-	WithObjects, WithSecrets bool
-	Store                    *blob.Store
-	Secrets                  *pgxpool.Pool
+	// WithObjects: also the export's objects, into Store. A dry run does not touch it.
+	WithObjects bool
+	Store       *blob.Store
+	// WithSecrets: also its secrets, into the database Secrets, decrypted by Identities. That is
+	// a restore: nothing else may be there, neither in Store, nor in Secrets, nor what Unused,
+	// which may be nil, finds.
+	WithSecrets bool
+	Secrets     *pgxpool.Pool
+	Identities  []age.Identity
+	Unused      func(context.Context) error
 	// Workers are the consumer groups of operations, by operation: each is set to where its
 	// first unfinished work is, so that it need not read what has ended.
 	Workers map[string]string
@@ -54,8 +58,9 @@ type Imported struct {
 	// Records are those of the export, Found those of them that were there already.
 	Records, Found int64
 	Objects        int64
-	Secrets        int
-	Partitions     int
+	// Tables are those with secrets.
+	Tables     []ManifestTable
+	Partitions int
 	// Open is how many jobs have not ended.
 	Open int
 }
@@ -73,9 +78,9 @@ var importedTopics = []string{events.Topic, events.DeadLetterTopic}
 // compared by a running hash, so neither side is held in memory.
 func (b *Brokers) Import(ctx context.Context, im Import) (Imported, error) {
 	job := &importing{Import: im, brokers: b, plans: map[string]*plan{}, places: map[Place]Place{}, open: map[string]*openJob{}}
-	steps := []func(context.Context) error{job.check, job.target, job.plan}
+	steps := []func(context.Context) error{job.check, job.target, job.plan, job.vacant}
 	if !im.DryRun {
-		steps = append(steps, job.prepare, job.blobs, job.keys, job.write, job.compare, job.place)
+		steps = append(steps, job.prepare, job.blobs, job.secrets, job.write, job.compare, job.place)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -90,7 +95,7 @@ type importing struct {
 	Import
 	brokers  *Brokers
 	manifest *Manifest
-	secrets  []secrets.TenantKey
+	tables   []secrets.Table
 	plans    map[string]*plan
 	// places is where the records of dead letters come to lie, by where they were.
 	places map[Place]Place
@@ -170,23 +175,26 @@ func (c *content) add(r *kgo.Record) {
 	}
 }
 
-// Look reads what an export says of itself, and refuses one that lacks what is wanted of it.
-func Look(dir string, objects, keys bool) (*Manifest, error) {
-	m, err := openManifest(dir)
+// Look reads what an export says of itself, and refuses one that lacks what is wanted of it, or
+// whose secrets cannot be read: that is told before anything is started for it.
+func (im Import) Look() (*Manifest, error) {
+	m, err := openManifest(im.Dir)
 	switch {
 	case err != nil:
 		return nil, err
-	case objects && m.Objects == nil:
-		return nil, fmt.Errorf("%s has no objects: it was exported without --with-blobs", dir)
-	case keys && m.Secrets == nil:
-		return nil, fmt.Errorf("%s has no keys: it was exported without --with-secrets", dir)
+	case im.WithObjects && m.Objects == nil:
+		return nil, fmt.Errorf("%s has no objects: it was exported without --with-blobs", im.Dir)
+	case im.WithSecrets && m.Tables == nil:
+		return nil, fmt.Errorf("%s has no secrets: pixtools events export made it, not pixtools backup; pixtools events import reads it", im.Dir)
+	case im.WithSecrets:
+		_, err = openSecrets(im.Dir, m, im.Identities)
 	}
-	return m, nil
+	return m, err
 }
 
 // check reads every file that is to be used, and refuses a damaged one.
 func (j *importing) check(ctx context.Context) (err error) {
-	if j.manifest, err = Look(j.Dir, j.WithObjects, j.WithSecrets); err != nil {
+	if j.manifest, err = j.Look(); err != nil {
 		return err
 	}
 	for i, f := range j.manifest.Files {
@@ -194,7 +202,7 @@ func (j *importing) check(ctx context.Context) (err error) {
 			return err
 		}
 		j.Progress("checking files", int64(i), int64(len(j.manifest.Files)))
-		if f.Name == objectsFile && !j.WithObjects || f.Name == secretsFile && !j.WithSecrets {
+		if f.Name == objectsFile && !j.WithObjects || (f.Name == secretsFile || f.Name == sealedFile) && !j.WithSecrets {
 			continue
 		}
 		if f.Topic != "" && !slices.Contains(importedTopics, f.Topic) {
@@ -213,11 +221,8 @@ func (j *importing) check(ctx context.Context) (err error) {
 	if !j.WithSecrets {
 		return nil
 	}
-	raw, err := os.ReadFile(filepath.Join(j.Dir, secretsFile))
-	if err == nil {
-		err = json.Unmarshal(raw, &j.secrets)
-	}
-	j.result.Secrets = len(j.secrets)
+	j.tables, err = openSecrets(j.Dir, j.manifest, j.Identities)
+	j.result.Tables = j.manifest.Tables
 	return err
 }
 
@@ -367,6 +372,43 @@ func (j *importing) plan(ctx context.Context) error {
 	}
 	j.result.Open = len(j.open)
 	return nil
+}
+
+// vacant refuses to put a back-up beside something else: jobs of another log would be shown with
+// those of this one, and the janitor would remove pictures that this log does not name. What an
+// interrupted restore has left is part of the back-up, and no fault.
+func (j *importing) vacant(ctx context.Context) error {
+	if !j.WithSecrets {
+		return nil
+	}
+	for _, name := range []string{events.SagaTopic, events.WebhooksTopic} {
+		t, err := j.brokers.Topic(ctx, name)
+		if errors.Is(err, ErrNoTopic) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for partition, end := range t.Written {
+			if end > 0 {
+				return fmt.Errorf("%s has records (partition %d up to offset %d), of another log: restore into a cluster without them, or remove that topic", name, partition, end)
+			}
+		}
+	}
+	if j.Store != nil {
+		if err := vacantStore(ctx, j.Dir, j.Store); err != nil {
+			return err
+		}
+	}
+	if j.Secrets != nil {
+		if err := secrets.Vacant(ctx, j.Secrets, j.tables); err != nil {
+			return fmt.Errorf("%w: restore into a database without it; to keep those secrets and to take the log and the objects alone, use pixtools events import", err)
+		}
+	}
+	if j.Unused == nil {
+		return nil
+	}
+	return j.Unused(ctx)
 }
 
 func different(topic string, partition int32) error {
@@ -523,7 +565,10 @@ func (j *importing) prepare(ctx context.Context) error {
 			return fmt.Errorf("%s has %d partitions, and was to have %d: import again", name, len(t.Ranges), len(j.plans[name].written))
 		}
 	}
-	return nil
+	if !j.WithSecrets {
+		return nil
+	}
+	return secrets.Fits(ctx, j.Secrets, j.tables) // before the first object is stored
 }
 
 func (j *importing) blobs(ctx context.Context) error {
@@ -533,11 +578,12 @@ func (j *importing) blobs(ctx context.Context) error {
 	return importObjects(ctx, j.Dir, j.Store, func(done int64) { j.Progress("storing objects", done, j.manifest.Objects.Stored) })
 }
 
-func (j *importing) keys(ctx context.Context) error {
+func (j *importing) secrets(ctx context.Context) error {
 	if !j.WithSecrets {
 		return nil
 	}
-	return secrets.Restore(ctx, j.Secrets, j.secrets)
+	j.Progress("restoring secrets", 0, -1)
+	return secrets.Load(ctx, j.Secrets, j.tables)
 }
 
 // linger is how long a batch waits for more records: here nobody waits for one.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -68,47 +69,48 @@ type copier struct {
 	// millions, of a hundred bytes each.
 	seen map[[16]byte]bool
 
-	mu    sync.Mutex // guards out, total and have, which the copies share
+	mu    sync.Mutex // guards out, total, have and missing, which the copies share
 	total ManifestObjects
 	have  map[string]bool // hashes whose bytes are here
 	done  int64
+	// missing is what the store did not have, until it is known why.
+	missing []missing
 }
+
+type missing struct {
+	objectLine
+	why string
+}
+
+// mostRounds bounds how often the log is read on for what was removed meanwhile.
+const mostRounds = 5
 
 // exportObjects goes through what was exported of the log once more, and copies each
 // object that it names.
-func exportObjects(ctx context.Context, e Export, work string, m *Manifest) error {
+//
+// Jobs are deleted while it does. An object that goes between the log's end and its turn is
+// missing, and the log, as it was exported, does not say why: a restore would show a job
+// without its pictures. But whoever removes an object has said so in the log before. So where
+// one is missing, the log is exported further, up to an end that is later than the miss; what
+// the log names there is copied in turn. An object that is missing still was lost.
+func (b *Brokers) exportObjects(ctx context.Context, e Export, work string, m *Manifest) error {
 	out, err := createLines(filepath.Join(work, objectsFile))
 	if err != nil {
 		return err
 	}
 	c := &copier{Export: e, work: work, out: out, removed: map[string]bool{}, seen: map[[16]byte]bool{}, have: map[string]bool{}}
-	// What was removed is told of after what was stored.
-	if err := c.through(m, func(e events.Event) error {
-		for _, prefix := range gone(e) {
-			c.removed[prefix] = true
+	err = c.round(ctx, m, 0)
+	told := 0 // of how many that are missing the log was asked
+	for n := 1; n < mostRounds && err == nil && c.unexplained(told) && e.Until.IsZero(); n++ {
+		files := len(m.Files)
+		told = len(c.missing)
+		if err = b.exportFurther(ctx, e, work, m); err == nil {
+			err = c.round(ctx, m, files)
 		}
-		return nil
-	}); err != nil {
-		return errors.Join(err, out.file.Close())
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(objectsAtOnce)
-	err = c.through(m, func(e events.Event) error {
-		for _, named := range e.Objects() {
-			if named.SHA256 == "" && e.Imported() {
-				continue // gone before its job was brought in
-			}
-			o := objectLine{Key: named.Key, SHA256: named.SHA256, Bytes: named.Bytes}
-			id := [16]byte(hashOf(o.Key))
-			if c.seen[id] {
-				continue
-			}
-			c.seen[id] = true
-			group.Go(func() error { return c.copy(ctx, o, e.Time) })
-		}
-		return ctx.Err()
-	})
-	err = errors.Join(group.Wait(), err)
+	if err == nil {
+		err = c.tellMissing()
+	}
 	size, sum, closed := out.close()
 	if err := errors.Join(err, closed); err != nil {
 		return err
@@ -123,14 +125,67 @@ func exportObjects(ctx context.Context, e Export, work string, m *Manifest) erro
 	return nil
 }
 
+// round copies what the files from one on name.
+func (c *copier) round(ctx context.Context, m *Manifest, from int) error {
+	// What was removed is told of after what was stored.
+	if err := c.through(m.Files[from:], func(e events.Event) error {
+		for _, prefix := range gone(e) {
+			c.removed[prefix] = true
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(objectsAtOnce)
+	err := c.through(m.Files[from:], func(e events.Event) error {
+		for _, named := range e.Objects() {
+			if named.SHA256 == "" && e.Imported() {
+				continue // gone before its job was brought in
+			}
+			o := objectLine{Key: named.Key, SHA256: named.SHA256, Bytes: named.Bytes}
+			id := [16]byte(hashOf(o.Key))
+			if c.seen[id] {
+				continue
+			}
+			c.seen[id] = true
+			group.Go(func() error { return c.copy(ctx, o, e.Time) })
+		}
+		return ctx.Err()
+	})
+	return errors.Join(group.Wait(), err)
+}
+
+// unexplained says whether an object is missing, of those from one on, that nobody has removed.
+func (c *copier) unexplained(from int) bool {
+	return slices.ContainsFunc(c.missing[from:], func(m missing) bool { return !c.wasRemoved(m.Key) })
+}
+
+// tellMissing writes what was missing at last.
+func (c *copier) tellMissing() error {
+	for _, m := range c.missing {
+		if c.wasRemoved(m.Key) {
+			m.State = stateExpired
+			c.total.Expired++
+		} else {
+			c.total.Missing++
+			c.Lost(m.Key, m.why)
+		}
+		if err := c.out.lines.Encode(m.objectLine); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func hashOf(key string) []byte {
 	sum := sha256.Sum256([]byte(key))
 	return sum[:16]
 }
 
-// through calls each for the events that were exported.
-func (c *copier) through(m *Manifest, each func(events.Event) error) error {
-	for _, f := range m.Files {
+// through calls each for the exported events that are in files.
+func (c *copier) through(files []ManifestFile, each func(events.Event) error) error {
+	for _, f := range files {
 		if f.Topic != events.Topic {
 			continue
 		}
@@ -157,11 +212,13 @@ func (c *copier) copy(ctx context.Context, o objectLine, told time.Time) error {
 	if err != nil {
 		return err
 	}
-	if o.State == stateMissing && (c.wasRemoved(o.Key) || time.Since(told) > c.kept(o.Key)) {
+	if o.State == stateMissing && time.Since(told) > c.kept(o.Key) {
 		o.State = stateExpired
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.done++
+	c.Progress("copying objects", c.done, -1)
 	switch o.State {
 	case stateStored:
 		c.total.Stored++
@@ -169,14 +226,12 @@ func (c *copier) copy(ctx context.Context, o objectLine, told time.Time) error {
 	case stateExpired:
 		c.total.Expired++
 	case stateMissing:
-		c.total.Missing++
-		c.Lost(o.Key, why)
+		c.missing = append(c.missing, missing{o, why})
+		return nil
 	case stateDamaged:
 		c.total.Damaged++
 		c.Lost(o.Key, why)
 	}
-	c.done++
-	c.Progress("copying objects", c.done, -1)
 	return c.out.lines.Encode(o)
 }
 
@@ -292,6 +347,40 @@ func importObjects(ctx context.Context, dir string, store *blob.Store, progress 
 		return ctx.Err()
 	})
 	return errors.Join(group.Wait(), err)
+}
+
+// mostForeign is how many objects of somebody else are named.
+const mostForeign = 3
+
+// vacantStore refuses a bucket that has other objects where ours lie than the export's.
+func vacantStore(ctx context.Context, dir string, store *blob.Store) error {
+	ours := map[[16]byte]bool{}
+	err := readLines(filepath.Join(dir, objectsFile), func(o objectLine) error {
+		ours[[16]byte(hashOf(o.Key))] = true
+		return ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	foreign, named := 0, []string{}
+	for _, prefix := range []string{blob.RawPrefix, blob.ProcessedPrefix} {
+		err := store.List(ctx, prefix, func(o blob.Object) error {
+			if ours[[16]byte(hashOf(o.Key))] {
+				return nil
+			}
+			if foreign++; foreign <= mostForeign {
+				named = append(named, o.Key)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, blob.ErrNoBucket) { // one that is to be made is empty
+			return err
+		}
+	}
+	if foreign > 0 {
+		return fmt.Errorf("the bucket has %d objects that are not of this back-up, such as %s: restore into an empty one (AWS_S3_BUCKET)", foreign, strings.Join(named, ", "))
+	}
+	return nil
 }
 
 func putObject(ctx context.Context, dir string, store *blob.Store, o objectLine) error {

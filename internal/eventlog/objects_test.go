@@ -115,6 +115,65 @@ func TestObjects(t *testing.T) {
 	require.Equal(t, 4, found)
 }
 
+// TestDeletedMeanwhile: a job that is deleted while its objects are copied is deleted in the copy, and
+// what comes with the rest of the log is copied, too.
+func TestDeletedMeanwhile(t *testing.T) {
+	t.Parallel()
+	source, store := onEmbedded(t), bucket(t, "pixtools-deleted-meanwhile")
+	require.NoError(t, source.prepare(1)(t.Context()))
+	sum := sha256.Sum256([]byte("content"))
+	keyOf := func(name string) string {
+		return "raw/" + events.JobID("test", name) + "/" + hex.EncodeToString(sum[:])
+	}
+	tell := func(name string, m proto.Message) {
+		r, err := events.New(events.JobID("test", name), time.Now(), "test", "r", m).Record()
+		require.NoError(t, err)
+		source.produce(r)
+	}
+	submit := func(name string) {
+		require.NoError(t, store.Put(t.Context(), keyOf(name), strings.NewReader("content"), 7, sum, "image/png"))
+		tell(name, &events.JobRequested{Source: &events.Source{Key: keyOf(name), Sha256: hex.EncodeToString(sum[:]), Bytes: 7}})
+	}
+	remove := func(name string) {
+		tell(name, &events.JobDeleted{})
+		require.NoError(t, store.Delete(t.Context(), keyOf(name)))
+	}
+	submit("deleted")
+	submit("kept")
+	submit("lost")
+	require.NoError(t, store.Delete(t.Context(), keyOf("lost")))
+	did, lost := false, []string(nil)
+	dir := filepath.Join(t.TempDir(), "set")
+	m, err := source.Export(t.Context(), eventlog.Export{Dir: dir, Store: store, Retention: time.Hour, SourceRetention: time.Hour,
+		Lost: func(key, _ string) { lost = append(lost, key) },
+		Progress: func(what string, done, total int64) {
+			if !did && strings.HasPrefix(what, "exporting "+events.Topic) { // its end is known by now
+				did = true
+				remove("deleted")
+				submit("later")
+			}
+		}})
+	require.NoError(t, err)
+	require.True(t, did)
+	require.Equal(t, []string{keyOf("lost")}, lost)
+	require.Equal(t, eventlog.ManifestObjects{Stored: 2, Bytes: 14, Expired: 1, Missing: 1}, *m.Objects)
+	require.EqualValues(t, 5, m.Topics[0].Records)
+	require.EqualValues(t, 4, *m.Topics[0].Partitions[0].Last)
+
+	target, other := onEmbedded(t), bucket(t, "pixtools-deleted-meanwhile-copy")
+	_, err = target.Import(t.Context(), eventlog.Import{Dir: dir, Partitions: 1, Prepare: target.prepare(1), WithObjects: true, Store: other, Progress: silent})
+	require.NoError(t, err)
+	want, got := source.all(events.Topic), target.all(events.Topic)
+	require.Len(t, got, 4)
+	for key := range want {
+		require.Len(t, got[key], len(want[key]))
+	}
+	for _, name := range []string{"kept", "later"} {
+		_, err := other.Head(t.Context(), keyOf(name))
+		require.NoError(t, err)
+	}
+}
+
 // TestMergeByTime: partitions come as one sequence, also where one is far ahead of the
 // others and has to wait.
 func TestMergeByTime(t *testing.T) {

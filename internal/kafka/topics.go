@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"strings"
 	"time"
 
@@ -69,29 +71,68 @@ func checkSettings(ctx context.Context, client *kgo.Client, t Topic) error {
 	if len(t.Must) == 0 {
 		return nil
 	}
-	all, err := kadm.NewClient(client).DescribeTopicConfigs(ctx, t.Name)
-	if err != nil {
-		return fmt.Errorf("read the settings of topic %s: %w", t.Name, err)
+	others, err := otherSettings(ctx, client, t.Name, t.Must)
+	if err == nil && others != "" {
+		err = fmt.Errorf("topic %s: %w: %s", t.Name, ErrTopicSettings, others)
 	}
-	settings, err := all.On(t.Name, nil)
-	if errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(settings.Err, kerr.TopicAuthorizationFailed) {
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
 		return nil
 	}
-	if err := errors.Join(err, settings.Err); err != nil {
-		return fmt.Errorf("read the settings of topic %s: %w", t.Name, err)
+	return err
+}
+
+// otherSettings tells which settings of a topic are not the wanted ones, and how to set them.
+func otherSettings(ctx context.Context, client *kgo.Client, name string, want map[string]string) (string, error) {
+	all, err := kadm.NewClient(client).DescribeTopicConfigs(ctx, name)
+	if err != nil {
+		return "", fmt.Errorf("read the settings of topic %s: %w", name, err)
 	}
-	var faults, wanted []string
+	settings, err := all.On(name, nil)
+	if err := errors.Join(err, settings.Err); err != nil {
+		return "", fmt.Errorf("read the settings of topic %s: %w", name, err)
+	}
+	var others, wanted []string
 	for _, setting := range settings.Configs {
-		if must, ok := t.Must[setting.Key]; ok && setting.MaybeValue() != must {
-			faults = append(faults, fmt.Sprintf("%s is %s", setting.Key, setting.MaybeValue()))
-			wanted = append(wanted, setting.Key+"="+must)
+		if value, ok := want[setting.Key]; ok && setting.MaybeValue() != value {
+			others = append(others, fmt.Sprintf("%s is %s", setting.Key, setting.MaybeValue()))
+			wanted = append(wanted, setting.Key+"="+value)
 		}
 	}
-	if len(faults) == 0 {
-		return nil
+	if len(others) == 0 {
+		return "", nil
 	}
-	return fmt.Errorf("topic %s: %w: %s; set them with kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s",
-		t.Name, ErrTopicSettings, strings.Join(faults, ", "), t.Name, strings.Join(wanted, ","))
+	return fmt.Sprintf("%s; set them with kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s",
+		strings.Join(others, ", "), name, strings.Join(wanted, ",")), nil
+}
+
+// Differences names what a topic that exists has otherwise than EnsureTopic would make it
+// now: replicas, and any setting. It may be of use as it is, so EnsureTopic lets it be.
+func Differences(ctx context.Context, client *kgo.Client, t Topic) (found []string, err error) {
+	topic, err := describe(ctx, client, t.Name)
+	if err != nil {
+		return nil, err
+	}
+	fewest, most := math.MaxInt, 0
+	for _, partition := range topic.Partitions {
+		fewest, most = min(fewest, len(partition.Replicas)), max(most, len(partition.Replicas))
+	}
+	if want := int(t.Replication); want > 0 && (fewest != want || most != want) {
+		found = append(found, fmt.Sprintf("topic %s: partitions have %d to %d replicas, and %d are configured; change them with kafka-reassign-partitions.sh, or the configuration",
+			t.Name, fewest, most, want))
+	}
+	want := maps.Clone(t.Must)
+	if want == nil {
+		want = map[string]string{}
+	}
+	maps.Copy(want, t.Initially)
+	others, err := otherSettings(ctx, client, t.Name, want)
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+		return nil, fmt.Errorf("%w; allow DescribeConfigs on it, to have it checked", err)
+	}
+	if others != "" {
+		found = append(found, fmt.Sprintf("topic %s: %s", t.Name, others))
+	}
+	return found, err
 }
 
 // TopicID is what Kafka drew when the topic was created. A topic deleted and made

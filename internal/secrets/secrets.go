@@ -169,7 +169,7 @@ var keyTables = []string{
 		tenant     text NOT NULL,
 		key        bytea NOT NULL,
 		created_at timestamptz NOT NULL DEFAULT now())`,
-	// What was forgotten is not brought back by a back-up of before.
+	// Which keys were forgotten, and when: a back-up of before still has them.
 	`CREATE TABLE IF NOT EXISTS pixtools_secrets.forgotten_keys (
 		key_id       uuid PRIMARY KEY,
 		tenant       text NOT NULL,
@@ -313,57 +313,4 @@ func newKey(id string, raw []byte) (key, error) {
 	}
 	aead, err := cipher.NewGCM(block)
 	return key{id: id, aead: aead}, err
-}
-
-// TenantKey is a key as it is kept, to be copied to another installation.
-type TenantKey struct {
-	ID        uuid.UUID `json:"key_id"`
-	Tenant    string    `json:"tenant"`
-	Key       []byte    `json:"key"`
-	CreatedAt time.Time `json:"created_at"`
-}
-
-// All reads every tenant's keys.
-func All(ctx context.Context, pool *pgxpool.Pool) ([]TenantKey, error) {
-	rows, err := pool.Query(ctx, "SELECT key_id, tenant, key, created_at FROM pixtools_secrets.tenant_keys ORDER BY tenant, created_at, key_id")
-	if err != nil {
-		return nil, fmt.Errorf("read the tenants' keys: %w", err)
-	}
-	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[TenantKey])
-	if err != nil {
-		return nil, fmt.Errorf("read the tenants' keys: %w", err)
-	}
-	return keys, nil
-}
-
-// Restore adds keys that are not there yet, and were not forgotten here, all or none. Each tenant goes on sealing with
-// its newest.
-func Restore(ctx context.Context, pool *pgxpool.Pool, keys []TenantKey) error {
-	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		for _, k := range keys {
-			// The key first: what is no key must not be stored.
-			if _, err := newKey(k.ID.String(), k.Key); err != nil {
-				return err
-			}
-			var forgotten bool
-			if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pixtools_secrets.forgotten_keys WHERE key_id = $1)", k.ID).Scan(&forgotten); err != nil {
-				return fmt.Errorf("look whether key %s of tenant %s was forgotten: %w", k.ID, k.Tenant, err)
-			}
-			if forgotten {
-				continue
-			}
-			if _, err := tx.Exec(ctx, `INSERT INTO pixtools_secrets.tenant_keys (key_id, tenant, key, created_at) VALUES ($1, $2, $3, $4)
-				ON CONFLICT (key_id) DO NOTHING`, k.ID, k.Tenant, k.Key, k.CreatedAt); err != nil {
-				return fmt.Errorf("store key %s of tenant %s: %w", k.ID, k.Tenant, err)
-			}
-			var same bool
-			if err := tx.QueryRow(ctx, "SELECT tenant = $2 AND key = $3 FROM pixtools_secrets.tenant_keys WHERE key_id = $1", k.ID, k.Tenant, k.Key).Scan(&same); err != nil {
-				return fmt.Errorf("read key %s of tenant %s: %w", k.ID, k.Tenant, err)
-			}
-			if !same {
-				return fmt.Errorf("key %s of tenant %s is there already, and is another one", k.ID, k.Tenant)
-			}
-		}
-		return nil
-	})
 }

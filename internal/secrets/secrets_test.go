@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -76,7 +75,7 @@ func TestSealing(t *testing.T) {
 }
 
 // TestForget: after CheckInterval no keyring has a key that was forgotten, what is sealed then
-// has a new one, and a back-up does not bring the old one back.
+// has a new one.
 func TestForget(t *testing.T) {
 	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
 	require.NoError(t, err)
@@ -97,8 +96,6 @@ func TestForget(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "name", text)
 	}
-	backup, err := secrets.All(ctx, pool)
-	require.NoError(t, err)
 	held, err := secrets.Held(ctx, pool, "erased")
 	require.NoError(t, err)
 	forgotten, err := secrets.Forget(ctx, pool, "erased")
@@ -116,9 +113,6 @@ func TestForget(t *testing.T) {
 	fresh, err := rings[0].Seal(ctx, "erased", "job", "again")
 	require.NoError(t, err)
 	require.NotEqual(t, mine.GetKeyId(), fresh.GetKeyId())
-	require.NoError(t, secrets.Restore(ctx, pool, backup))
-	_, err = newRing(pool).Open(ctx, "job", mine)
-	require.ErrorIs(t, err, secrets.ErrForgotten)
 	text, err := rings[1].Open(ctx, "job", fresh)
 	require.NoError(t, err)
 	require.Equal(t, "again", text)
@@ -161,40 +155,6 @@ func TestConfig(t *testing.T) {
 			require.ErrorContains(t, err, want)
 		}
 	}
-}
-
-// TestRestore: keys go to another installation, which then opens what they sealed.
-func TestRestore(t *testing.T) {
-	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
-	require.NoError(t, err)
-	defer pool.Close()
-	require.NoError(t, secrets.Migrate(t.Context(), pool))
-	sealed, err := newRing(pool).Seal(t.Context(), "restore", "job", "name")
-	require.NoError(t, err)
-	keys, err := secrets.All(t.Context(), pool)
-	require.NoError(t, err)
-	_, err = pool.Exec(t.Context(), "DELETE FROM pixtools_secrets.tenant_keys")
-	require.NoError(t, err)
-	for range 2 {
-		require.NoError(t, secrets.Restore(t.Context(), pool, keys))
-	}
-	again, err := secrets.All(t.Context(), pool)
-	require.NoError(t, err)
-	require.Equal(t, keys, again)
-	text, err := newRing(pool).Open(t.Context(), "job", sealed)
-	require.NoError(t, err)
-	require.Equal(t, "name", text)
-
-	// Another key under the same id, or none, is refused, and nothing is stored.
-	fresh := secrets.TenantKey{ID: uuid.New(), Tenant: "restore", Key: make([]byte, 32), CreatedAt: keys[0].CreatedAt}
-	other := keys[0]
-	other.Key = make([]byte, 32)
-	require.ErrorContains(t, secrets.Restore(t.Context(), pool, []secrets.TenantKey{fresh, other}), "another one")
-	other.ID, other.Key = uuid.New(), make([]byte, 31)
-	require.ErrorContains(t, secrets.Restore(t.Context(), pool, []secrets.TenantKey{fresh, other}), other.ID.String())
-	again, err = secrets.All(t.Context(), pool)
-	require.NoError(t, err)
-	require.Equal(t, keys, again)
 }
 
 // Secrets sign from when they are made until they are revoked, and one is made for a tenant
