@@ -79,7 +79,8 @@ type config struct {
 	// PrepareTimeout is for how long `pixtools prepare` waits for parts that are away.
 	// Beyond it: it ends and says which did not come.
 	PrepareTimeout time.Duration `env:"PREPARE_TIMEOUT" envDefault:"2m" range:"1s to 1h"`
-	// Workers is how many conversions of one operation run at once; 0: one a core.
+	// Workers is how many conversions of one operation run at once; 0: one a core, of
+	// those that the container may use.
 	// Beyond it: further conversions wait.
 	Workers int `env:"CONVERT_CONCURRENCY" envDefault:"0" range:"0 to 1024" unit:"conversions"`
 	// DrainDelay is for how long a process with the role `api`, asked to stop, still answers while

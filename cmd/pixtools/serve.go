@@ -480,11 +480,11 @@ func checkModel(cfg denoiser.Config) error {
 	return cfg.Suits(model)
 }
 
-// convert runs what is quick, one picture a core.
+// convert runs what is quick, one picture a core: of those that a container may use, which Go knows.
 func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
 	children := s.cfg.Workers
 	if children == 0 {
-		children = runtime.NumCPU()
+		children = runtime.GOMAXPROCS(0)
 	}
 	return s.process(ctx, group, "convert", processors.Conversions(), s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, children, nil)
 }
@@ -502,7 +502,11 @@ func (s *services) ml(ctx context.Context, group *errgroup.Group) error {
 	consumer.RebalanceTimeout = s.cfg.Denoise.RebalanceTimeout
 	consumer.DrainTimeout = s.cfg.Denoise.RebalanceTimeout - handOverMargin
 	worker.Timeout = s.cfg.Denoise.Timeout
-	pool.Denoise = &s.cfg.Denoise
+	network := s.cfg.Denoise
+	if network.Threads == 0 {
+		network.Threads = max(1, runtime.GOMAXPROCS(0)-1)
+	}
+	pool.Denoise = &network
 	report := func(ctx context.Context, jobID, operation string, attempt int32) func(done, total int) {
 		return progress.Reporter(ctx, s.redis, jobID, operation, attempt)
 	}

@@ -13,7 +13,8 @@ type Config struct {
 	// Model is a `model.json` or its directory. Empty: the one built in.
 	// Beyond it: one that is not what it says ends a process with the role `ml`.
 	Model string `env:"DENOISE_MODEL"`
-	// Threads is how many compute one picture; 0: one a core but one, which is left to conversions. On
+	// Threads is how many compute one picture; 0: one a core that the container may
+	// use but one, which is left to conversions. On
 	// two cores with 50 denoise jobs waiting, a small conversion took 1.9 times as long as
 	// alone with both threads, 1.3 times with one, and 1.2 times with one at the default of
 	// Nice (make bench prints the ratio). Where nothing else runs, give them all.

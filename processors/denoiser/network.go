@@ -64,7 +64,7 @@ func session(cfg Config, m models.Model) (*onnx.DynamicAdvancedSession, error) {
 	defer options.Destroy()
 	threads := cfg.Threads
 	if threads == 0 {
-		threads = max(1, runtime.NumCPU()-1)
+		threads = max(1, runtime.NumCPU()-1) // a child's Go is told that there is one core
 	}
 	err = errors.Join(
 		options.SetIntraOpNumThreads(threads),
