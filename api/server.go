@@ -102,7 +102,7 @@ type Config struct {
 	AddressRefresh time.Duration `env:"WEBHOOK_ADDRESS_REFRESH" envDefault:"5s" range:"10ms to 10m"`
 	// SpoolDir holds uploads while they arrive, and pictures while they are worked on. It must be this
 	// user's.
-	// Beyond it: a directory of somebody else ends the program; a full disk is 503.
+	// Beyond it: a directory of somebody else ends the program; a full disk is 507.
 	SpoolDir string `env:"SPOOL_DIR" derived:"pixtools-<uid> in the directory for temporary files"`
 	// Auth says who may send requests; Keys what is known of their keys.
 	Auth AuthConfig

@@ -34,3 +34,20 @@ func (e Event) Objects() (all []Object) {
 	}
 	return all
 }
+
+// SealedWith are the ids of the keys that an event's personal data are sealed with.
+func (e Event) SealedWith() (ids []string) {
+	var requested *JobRequested
+	switch m := e.Message.(type) {
+	case *JobRequested:
+		requested = m
+	case *OperationRetryRequested:
+		requested = m.GetRequest()
+	}
+	for _, sealed := range []*Sealed{requested.GetFileName(), requested.GetWebhookUrl()} {
+		if id := sealed.GetKeyId(); id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}

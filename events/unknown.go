@@ -24,10 +24,15 @@ import (
 const mostUnknown = 16
 
 // Unknown names what of a record's event this version does not know: nothing where it knows all,
-// or where it is no event. e is what Decode made of the record, and err what it said.
+// or where no version will, as the type is not named as ours are. e is what Decode made of the
+// record, and err what it said: nil or ErrUnknownType.
 func Unknown(r *kgo.Record, e Event, err error) []string {
 	if err != nil {
-		return []string{told(TypeOf(r), longestQuoted)}
+		name := protoreflect.FullName(TypeOf(r))
+		if len(name) > longestType || !ofOurs(name) || !name.IsValid() {
+			return nil
+		}
+		return []string{string(name)}
 	}
 	var names []string
 	unknownIn(e.Message.ProtoReflect(), &names)

@@ -2,6 +2,7 @@ package events
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -61,6 +62,12 @@ func TestUnknownIsNamed(t *testing.T) {
 		require.ErrorIs(t, err, ErrUnknownType)
 		require.Equal(t, []string{typePrefix + "JobPraised"}, Unknown(r, e, err))
 		require.False(t, Knows(typePrefix+"JobPraised"))
+	})
+	t.Run("a type that no version will have", func(t *testing.T) {
+		for _, name := range []string{"org.example.Thing", typePrefix + "Job\x00", typePrefix + "Job\xff", typePrefix, typePrefix + strings.Repeat("J", longestType)} {
+			r := &kgo.Record{Headers: []kgo.RecordHeader{{Key: HeaderType, Value: []byte(name)}}}
+			require.Empty(t, Unknown(r, Event{}, ErrUnknownType), "%q", name)
+		}
 	})
 	t.Run("no more than so many", func(t *testing.T) {
 		m := &JobDeleted{}

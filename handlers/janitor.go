@@ -117,6 +117,8 @@ func (j *Janitor) Run(ctx context.Context) error {
 	for step, every := range map[string]time.Duration{stepExpire: j.Interval, stepUploads: j.Interval, stepSweep: j.SweepInterval} {
 		passInterval.WithLabelValues(step).Set(every.Seconds())
 		lastPass.WithLabelValues(step).SetToCurrentTime() // from here on it is ours to do
+		defer lastPass.WithLabelValues(step).Set(0)
+		defer passInterval.WithLabelValues(step).Set(0)
 	}
 	for {
 		due, err := j.Expire(ctx, false)
@@ -458,6 +460,7 @@ func (j *Janitor) judge(ctx context.Context, batch []blob.Object, made *bloom.Bl
 			case !whole: // a newer version's event may name it, and its janitor will know
 			case !named[o.Key]:
 				why = WhyOrphan
+			case jobs[id] == nil: // it is named, and its job not shown yet
 			case now.Sub(o.ModifiedAt) > j.Results+dayMargin:
 				why = WhyReplaced
 			}
@@ -503,7 +506,7 @@ func reason(job *events.Job, key string) (why Why, certain bool) {
 		}
 		return "", false
 	}
-	return WhyOrphan, false // there is no such job, as far as this version knows
+	return "", false // there is no such job, as far as this version knows
 }
 
 // spared says whether reprocessing may still need an object, or lists it among what it has

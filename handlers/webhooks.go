@@ -291,14 +291,18 @@ func (h *Webhooks) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer leave()
+	// At a stop the group may give the partitions to others only once what is being posted is in the
+	// log: they would post it once more. Wherever the stop finds us, the sender comes to rest.
+	defer func() {
+		if ctx.Err() != nil {
+			<-h.rested
+		}
+		leave()
+	}()
 	p, nextSweep := newPendingHooks(), time.Now().Add(hookSweep)
 	for {
 		fetches := h.poll(ctx, session, min(hookTick, h.cfg.CommitInterval), hookBatch)
 		if ctx.Err() != nil {
-			// Only then the group may give the partitions to others, who would post once more what
-			// has been posted and is not in the log yet.
-			<-h.rested
 			return ctx.Err()
 		}
 		if fetches.IsClientClosed() {

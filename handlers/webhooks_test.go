@@ -249,9 +249,10 @@ func TestWebhooksTellBeforeTheyLeave(t *testing.T) {
 	w := newHookWorld(t)
 	admin := kadm.NewClient(w.client())
 	posting, stopping := make(chan struct{}), make(chan struct{})
+	begun := sync.OnceFunc(func() { close(posting) })
 	var left atomic.Bool
 	w.answering = func() {
-		close(posting)
+		begun()
 		<-stopping
 		for range 20 { // long after it would have left
 			groups, err := admin.DescribeGroups(context.Background(), events.WebhooksGroup)

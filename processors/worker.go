@@ -50,7 +50,7 @@ type WorkerConfig struct {
 	Timeout time.Duration `env:"PROCESS_TIMEOUT" envDefault:"5m" range:"1s to 24h"`
 	// GiveUpAfter bounds how long storage is waited for, from the first failure, where a source cannot
 	// be fetched or a result cannot be stored.
-	// Beyond it: OperationFailed, `source_unavailable` or `artifact_not_stored`, kind WORLD.
+	// Beyond it: OperationFailed, `source_unavailable`, `disk_full` or `artifact_not_stored`, kind WORLD.
 	GiveUpAfter time.Duration `env:"PROCESS_GIVE_UP_AFTER" envDefault:"1h" range:"1s or more"`
 	// KnownJobs is how many jobs' states the worker keeps in memory, per operation.
 	// Beyond it: the least recently used is forgotten; its work may be repeated, its outcome is not
@@ -559,6 +559,8 @@ func (w *Worker) withoutSource(ctx context.Context, request task, state *events.
 		code, text = "source_damaged", "the stored source is not what was uploaded"
 	case !known || time.Since(since) < w.cfg.GiveUpAfter:
 		return fmt.Errorf("fetch the source of job %s: %w", request.JobID, cause)
+	case disk.IsFull(cause):
+		code, text = "disk_full", "the worker's disk had no room for the source in time"
 	}
 	a, err := w.begin(ctx, request)
 	if errors.Is(err, errNoAttempt) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/kafka"
+	"github.com/pixtools/pixtools/internal/telemetry"
 )
 
 // Versions run side by side while one takes the other's place. The older one's projector meets
@@ -131,7 +132,7 @@ func (s *session) mendPartition(ctx context.Context, partition int32, ids, known
 		offsets = append(offsets, places...)
 	}
 	slices.Sort(offsets)
-	told, err := s.readEvents(ctx, partition, slices.Compact(offsets))
+	told, err := s.readEvents(ctx, partition, slices.Compact(offsets), func(r *kgo.Record) bool { return len(over[string(r.Key)][r.Offset]) > 0 })
 	if err != nil {
 		return err
 	}
@@ -231,8 +232,8 @@ func (s *session) passedOverOf(ctx context.Context, partition int32, ids []strin
 }
 
 // readEvents reads the events at some offsets of a partition, which ascend, by job. Those whose
-// type is not known are left out.
-func (s *session) readEvents(ctx context.Context, partition int32, offsets []int64) (map[string][]located, error) {
+// type is not known are left out, and what was passed over and is no event after all.
+func (s *session) readEvents(ctx context.Context, partition int32, offsets []int64, over func(*kgo.Record) bool) (map[string][]located, error) {
 	told := map[string][]located{}
 	if len(offsets) == 0 {
 		return told, nil
@@ -244,6 +245,10 @@ func (s *session) readEvents(ctx context.Context, partition int32, offsets []int
 	for _, r := range records {
 		e, err := events.Decode(r)
 		if errors.Is(err, events.ErrUnknownType) {
+			continue
+		}
+		if err != nil && over(r) { // its type was all that the older version looked at
+			s.log.ErrorContext(telemetry.OfKey(context.Background(), string(r.Key)), notAnEvent, "partition", r.Partition, "offset", r.Offset, "error", err)
 			continue
 		}
 		if err != nil {

@@ -235,6 +235,9 @@ func (s *session) settle(ctx context.Context) error {
 	return nil
 }
 
+// notAnEvent is what operators look for.
+const notAnEvent = "projector passes over a record that is no event"
+
 // apply is one transaction: the rows, the offsets, and word to those who wait.
 func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 	moved := map[int32]int64{}
@@ -256,7 +259,7 @@ func (s *session) apply(ctx context.Context, fetches kgo.Fetches) error {
 			over = note(over, r, e, err)
 		case bug.On("projector-skips-event") && r.Offset%20 == 0:
 		case err != nil:
-			s.log.ErrorContext(telemetry.OfKey(context.Background(), string(r.Key)), "projector passes over a record that is no event", "partition", r.Partition, "offset", r.Offset, "error", err)
+			s.log.ErrorContext(telemetry.OfKey(context.Background(), string(r.Key)), notAnEvent, "partition", r.Partition, "offset", r.Offset, "error", err)
 		default:
 			batch = append(batch, located{Event: e, offset: r.Offset})
 			records = append(records, r)

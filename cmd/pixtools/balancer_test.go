@@ -38,8 +38,9 @@ type backend struct {
 const (
 	// probeEvery is how often a process is asked whether it is ready.
 	probeEvery = 50 * time.Millisecond
-	// probePatience is how long it may take to say so, which on a busy machine is no sign of anything.
-	probePatience = 5 * time.Second
+	// probePatience is how long it may take to say so, which on a busy machine is no sign of anything;
+	// less than DRAIN_DELAY, so that no answer of before outlives it.
+	probePatience = 4 * time.Second
 )
 
 func newBalancer(t *testing.T, bases ...string) *balancer {

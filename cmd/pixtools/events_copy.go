@@ -176,8 +176,8 @@ func (c *copying) lose(key, why string) {
 
 func (c *copying) load(ctx context.Context) error {
 	im := eventlog.Import{Dir: c.dir, DryRun: c.dry, WithObjects: c.blobs, WithSecrets: c.secrets, Identities: c.identities,
-		Prepare: c.prepare, Workers: map[string]string{}, Progress: c.progress}
-	if _, err := im.Look(); err != nil {
+		Prepare: c.prepare, PrepareSecrets: c.prepareSecrets, Workers: map[string]string{}, Progress: c.progress}
+	if err := im.Look(); err != nil {
 		return err
 	}
 	c.parts.fresh = embedded.Needs{Kafka: true, Postgres: true, S3: true}
@@ -233,7 +233,7 @@ func (c *copying) unused(ctx context.Context) error {
 
 // prepare makes what the services would make.
 func (c *copying) prepare(ctx context.Context) error {
-	s := &services{cfg: c.parts.cfg, log: c.parts.log, store: c.store, db: c.db, embedded: c.parts.missing}
+	s := &services{cfg: c.parts.cfg, log: c.parts.log, store: c.store, embedded: c.parts.missing}
 	var err error
 	if s.kafka, err = kafka.NewProducerClient(s.cfg.Kafka, s.log); err != nil {
 		return err
@@ -243,8 +243,9 @@ func (c *copying) prepare(ctx context.Context) error {
 	if s.store != nil {
 		err = errors.Join(err, s.prepareStore(ctx))
 	}
-	if s.db != nil {
-		err = errors.Join(err, s.prepareSecrets(ctx))
-	}
 	return err
+}
+
+func (c *copying) prepareSecrets(ctx context.Context) error {
+	return (&services{db: c.db}).prepareSecrets(ctx)
 }

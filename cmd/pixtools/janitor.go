@@ -112,8 +112,11 @@ func (k keeper) told(ctx context.Context, id string) ([]events.Event, error) {
 	var all []events.Event
 	for _, r := range records {
 		e, err := events.Decode(r)
-		if err == nil || errors.Is(err, events.ErrUnknownType) {
-			if unknown := events.Unknown(r, e, err); len(unknown) > 0 {
+		if errors.Is(err, events.ErrUnknownType) {
+			return nil, err
+		}
+		if err == nil {
+			if unknown := events.Unknown(r, e, nil); len(unknown) > 0 {
 				return nil, fmt.Errorf("%w: %s", events.ErrUnknownType, strings.Join(unknown, ", "))
 			}
 		}

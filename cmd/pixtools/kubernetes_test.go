@@ -303,7 +303,7 @@ func pod(t *testing.T, component string, w workload, cfg config) {
 	require.Positive(t, c.Resources.Requests.Cpu().MilliValue(), component)
 	require.LessOrEqual(t, c.Resources.Requests.Memory().Value(), memory, component)
 	switch component {
-	case "convert": // by default, the machine's cores decide
+	case "convert": // without a limit of its own, the machine's cores would decide
 		require.Positive(t, cfg.Workers)
 		require.LessOrEqual(t, cfg.Engine.MemoryBytes, memory/2, "one child's limit before that of all")
 	case "ml":

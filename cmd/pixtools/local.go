@@ -132,7 +132,7 @@ func (p *parts) again(ctx context.Context) (again processors.Again, done func(),
 		return again, nil, fmt.Errorf("SPOOL_DIR: %w", err)
 	}
 	denoising := p.cfg.Engine
-	denoising.Denoise = &p.cfg.Denoise
+	denoising.Denoise = p.cfg.network()
 	// One at a time: it gives way to those whose clients wait. Children start when needed.
 	pools := map[bool]*engine.Pool{false: engine.New(p.cfg.Engine, 1, p.log), true: engine.New(denoising, 1, p.log)}
 	again = processors.Again{AgainConfig: p.cfg.Again, Store: store, Spool: spool.dir,

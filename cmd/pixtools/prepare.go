@@ -68,11 +68,18 @@ func prepareParts(ctx context.Context, cfg config, out io.Writer, log *slog.Logg
 		return err
 	}
 	defer s.db.Close()
+	var otherwise error
 	parts := []struct {
 		name, done string
 		prepare    func(context.Context) error
 	}{
-		{"kafka", "the topics are there; the log is " + events.Topic, s.prepareLog},
+		{"kafka", "the topics are there; the log is " + events.Topic, func(ctx context.Context) error {
+			if err := s.prepareLog(ctx); err != nil {
+				return err
+			}
+			otherwise = s.differences(ctx) // now, while there is time
+			return nil
+		}},
 		{"database", "the tables are there", s.prepareDatabase},
 		{"s3", "the bucket " + cfg.Blob.Bucket + " is there, with its rules", s.prepareStore},
 	}
@@ -89,11 +96,8 @@ func prepareParts(ctx context.Context, cfg config, out io.Writer, log *slog.Logg
 			continue
 		}
 		fmt.Fprintf(out, "%s: %s\n", part.name, part.done)
-		if part.name == "kafka" {
-			faults = append(faults, s.differences(ctx))
-		}
 	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, otherwise)...)
 }
 
 // within is persist, and says at the end of the time what was the matter last.

@@ -36,7 +36,7 @@ const (
 	// rolledOpen bounds the jobs that clients follow at once.
 	rolledOpen = 100
 	// drainDelay is what the balancer has to notice that a process stops.
-	drainDelay = time.Second
+	drainDelay = 5 * time.Second
 	// graceOfStop is after which an orchestrator kills: what docs/operations.md says with drainDelay.
 	graceOfStop = drainDelay + 25*time.Second + 5*time.Second
 )

@@ -165,7 +165,7 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 	}
 	defer spool.close()
 	cfg.API.SpoolDir = spool.dir
-	if err := prometheus.Register(diskMetrics{cfg}); err != nil {
+	if err := prometheus.Register(diskMetrics{cfg, roles}); err != nil {
 		return err
 	}
 	needs := cfg.needs()
@@ -489,6 +489,15 @@ func (s *services) convert(ctx context.Context, group *errgroup.Group) error {
 	return s.process(ctx, group, "convert", processors.Conversions(), s.cfg.Consumer, s.cfg.Processor, s.cfg.Engine, children, nil)
 }
 
+// network is how a child denoises. How many cores a container may use Go knows here, and not in a
+// child, whose own Go has one.
+func (c config) network() *denoiser.Config {
+	if c.Denoise.Threads == 0 {
+		c.Denoise.Threads = max(1, runtime.GOMAXPROCS(0)-1)
+	}
+	return &c.Denoise
+}
+
 // handOverMargin is what a hand-over takes beside the work: cancelling, and a commit.
 const handOverMargin = 10 * time.Second
 
@@ -502,11 +511,7 @@ func (s *services) ml(ctx context.Context, group *errgroup.Group) error {
 	consumer.RebalanceTimeout = s.cfg.Denoise.RebalanceTimeout
 	consumer.DrainTimeout = s.cfg.Denoise.RebalanceTimeout - handOverMargin
 	worker.Timeout = s.cfg.Denoise.Timeout
-	network := s.cfg.Denoise
-	if network.Threads == 0 {
-		network.Threads = max(1, runtime.GOMAXPROCS(0)-1)
-	}
-	pool.Denoise = &network
+	pool.Denoise = s.cfg.network()
 	report := func(ctx context.Context, jobID, operation string, attempt int32) func(done, total int) {
 		return progress.Reporter(ctx, s.redis, jobID, operation, attempt)
 	}

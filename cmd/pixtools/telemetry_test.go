@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/caarlos0/env/v11"
 	"github.com/stretchr/testify/require"
@@ -123,7 +124,14 @@ func (p *program) ready() {
 func (p *program) stopped() {
 	p.t.Helper()
 	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
-	require.NoError(p.t, p.cmd.Wait(), "%v", p.args)
+	require.NoError(p.t, p.over(), "%v", p.args)
+}
+
+// over waits for the program's end, and kills it where that does not come.
+func (p *program) over() error {
+	killed := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
+	defer killed.Stop()
+	return p.cmd.Wait()
 }
 
 // TestTelemetry runs every role as a process of its own and looks at all that they tell of

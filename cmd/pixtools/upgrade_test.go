@@ -97,7 +97,7 @@ func TestNextVersion(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(cluster.Stop)
 	shared := realEnvOn(t, cluster.Brokers())
-	shared["DRAIN_DELAY"], shared["READ_WAIT_TIMEOUT"] = "2s", "30s"                                      // however busy this machine is
+	shared["DRAIN_DELAY"], shared["READ_WAIT_TIMEOUT"] = drainDelay.String(), "30s"                       // however busy this machine is
 	shared["KAFKA_CONSUMER_SESSION_TIMEOUT"], shared["KAFKA_CONSUMER_HEARTBEAT_INTERVAL"] = "6s", "300ms" // members hear soon of hand-overs
 	begin := func(instance, roles string) *program {
 		variables := maps.Clone(shared)
@@ -189,7 +189,7 @@ func TestNextVersion(t *testing.T) {
 	_, err = pool.Exec(within(t), "UPDATE "+projections.Schema+".fits SET since = 1000000")
 	require.NoError(t, err)
 	late := begin("late", "projector")
-	require.Error(t, late.cmd.Wait())
+	require.Error(t, late.over())
 	require.Contains(t, late.log.String(), "they ask for migration 1000000")
 	require.Contains(t, late.log.String(), "pixtools replay --promote")
 }

@@ -9,9 +9,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/versity/versitygw/backend"
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
 	"github.com/versity/versitygw/embedgw"
@@ -76,20 +78,28 @@ type durableS3 struct {
 	root string
 	// floor is what stays free on the disk.
 	floor int64
+	// coming is what requests are about to write, in bytes.
+	coming *atomic.Int64
 }
 
-// room refuses what would take the last of the disk, which is the log's.
-func (d durableS3) room(size int64) error {
-	if err := disk.Check(d.root, d.floor+size); err != nil {
-		return s3err.APIError{Code: "InsufficientStorage", Description: err.Error(), HTTPStatusCode: http.StatusInsufficientStorage}
+// room refuses what would take the last of the disk, which is the log's. What others are about
+// to write counts as written: of two that look at once, each sees the other's.
+func (d durableS3) room(size int64) (done func(), err error) {
+	coming := d.coming.Add(size)
+	done = func() { d.coming.Add(-size) }
+	if err := disk.Check(d.root, d.floor+coming); err != nil {
+		done()
+		return nil, s3err.APIError{Code: "InsufficientStorage", Description: err.Error(), HTTPStatusCode: http.StatusInsufficientStorage}
 	}
-	return nil
+	return done, nil
 }
 
 func (d durableS3) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
-	if err := d.room(aws.ToInt64(in.ContentLength)); err != nil {
+	done, err := d.room(aws.ToInt64(in.ContentLength))
+	if err != nil {
 		return s3response.PutObjectOutput{}, err
 	}
+	defer done()
 	out, err := d.Posix.PutObject(ctx, in)
 	if err != nil {
 		return out, err
@@ -99,14 +109,29 @@ func (d durableS3) PutObject(ctx context.Context, in s3response.PutObjectInput) 
 
 // CopyObject is how a source comes to its place that a client has stored itself.
 func (d durableS3) CopyObject(ctx context.Context, in s3response.CopyObjectInput) (s3response.CopyObjectOutput, error) {
-	if err := d.room(0); err != nil {
+	done, err := d.room(d.sizeOf(aws.ToString(in.CopySource)))
+	if err != nil {
 		return s3response.CopyObjectOutput{}, err
 	}
+	defer done()
 	out, err := d.Posix.CopyObject(ctx, in)
 	if err != nil {
 		return out, err
 	}
 	return out, d.sync(*in.Bucket, *in.Key)
+}
+
+// sizeOf is how many bytes a copy takes: none of what is not there.
+func (d durableS3) sizeOf(source string) int64 {
+	bucket, key, _, err := backend.ParseCopySource(source)
+	if err != nil {
+		return 0 // the copy says why
+	}
+	info, err := os.Stat(filepath.Join(d.root, bucket, key))
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }
 
 func (d durableS3) sync(bucket, key string) error {
@@ -169,8 +194,8 @@ func openS3(ctx context.Context, spec s3Spec) (durableS3, error) {
 	if err != nil {
 		return durableS3{}, err
 	}
-	backend, err := posix.New(objects, attributes, opts)
-	return durableS3{backend, objects, spec.Floor}, err
+	store, err := posix.New(objects, attributes, opts)
+	return durableS3{Posix: store, root: objects, floor: spec.Floor, coming: &atomic.Int64{}}, err
 }
 
 // attributeStore says where content types and checksums are kept: with the file itself where the file

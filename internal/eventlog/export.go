@@ -18,6 +18,7 @@ import (
 
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/blob"
+	"github.com/pixtools/pixtools/internal/secrets"
 )
 
 // Export says what to write, and where.
@@ -99,12 +100,17 @@ func (b *Brokers) exportTo(ctx context.Context, e Export, work string) (*Manifes
 	// What the log refers to comes after the log's end. An object is stored, and a key made,
 	// before the event that needs it, so whatever the copied part names is there by now. The other
 	// way round, a job submitted in between would be in the log without its picture and its key.
+	var keys map[string]bool
 	if e.Store != nil {
-		if err := b.exportObjects(ctx, e, work, m); err != nil {
+		var err error
+		if keys, err = b.exportObjects(ctx, e, work, m); err != nil {
 			return nil, err
 		}
 	}
 	if e.Secrets != nil {
+		if err := secrets.Belong(ctx, e.Secrets, slices.Collect(maps.Keys(keys))); err != nil {
+			return nil, err
+		}
 		if err := exportSecrets(ctx, e, work, m); err != nil {
 			return nil, err
 		}

@@ -34,8 +34,9 @@ type Import struct {
 	DryRun bool
 	// Partitions are those of a log that is still to be made.
 	Partitions int32
-	// Prepare makes the topics where they are missing, as the services do.
-	Prepare func(context.Context) error
+	// Prepare makes the topics where they are missing, as the services do; PrepareSecrets the tables
+	// of Secrets.
+	Prepare, PrepareSecrets func(context.Context) error
 	// WithObjects: also the export's objects, into Store. A dry run does not touch it.
 	WithObjects bool
 	Store       *blob.Store
@@ -80,7 +81,7 @@ func (b *Brokers) Import(ctx context.Context, im Import) (Imported, error) {
 	job := &importing{Import: im, brokers: b, plans: map[string]*plan{}, places: map[Place]Place{}, open: map[string]*openJob{}}
 	steps := []func(context.Context) error{job.check, job.target, job.plan, job.vacant}
 	if !im.DryRun {
-		steps = append(steps, job.prepare, job.blobs, job.secrets, job.write, job.compare, job.place)
+		steps = append(steps, job.fits, job.prepare, job.blobs, job.secrets, job.write, job.compare, job.place)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -177,24 +178,29 @@ func (c *content) add(r *kgo.Record) {
 
 // Look reads what an export says of itself, and refuses one that lacks what is wanted of it, or
 // whose secrets cannot be read: that is told before anything is started for it.
-func (im Import) Look() (*Manifest, error) {
-	m, err := openManifest(im.Dir)
+func (im Import) Look() error {
+	_, _, err := im.open()
+	return err
+}
+
+func (im Import) open() (m *Manifest, tables []secrets.Table, err error) {
+	m, err = openManifest(im.Dir)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	case im.WithObjects && m.Objects == nil:
-		return nil, fmt.Errorf("%s has no objects: it was exported without --with-blobs", im.Dir)
+		return nil, nil, fmt.Errorf("%s has no objects: it was exported without --with-blobs", im.Dir)
 	case im.WithSecrets && m.Tables == nil:
-		return nil, fmt.Errorf("%s has no secrets: pixtools events export made it, not pixtools backup; pixtools events import reads it", im.Dir)
+		return nil, nil, fmt.Errorf("%s has no secrets: pixtools events export made it, not pixtools backup; pixtools events import reads it", im.Dir)
 	case im.WithSecrets:
-		_, err = openSecrets(im.Dir, m, im.Identities)
+		tables, err = openSecrets(im.Dir, m, im.Identities)
 	}
-	return m, err
+	return m, tables, err
 }
 
 // check reads every file that is to be used, and refuses a damaged one.
 func (j *importing) check(ctx context.Context) (err error) {
-	if j.manifest, err = j.Look(); err != nil {
+	if j.manifest, j.tables, err = j.Import.open(); err != nil {
 		return err
 	}
 	for i, f := range j.manifest.Files {
@@ -221,9 +227,8 @@ func (j *importing) check(ctx context.Context) (err error) {
 	if !j.WithSecrets {
 		return nil
 	}
-	j.tables, err = openSecrets(j.Dir, j.manifest, j.Identities)
 	j.result.Tables = j.manifest.Tables
-	return err
+	return nil
 }
 
 // target looks at what is there.
@@ -565,10 +570,19 @@ func (j *importing) prepare(ctx context.Context) error {
 			return fmt.Errorf("%s has %d partitions, and was to have %d: import again", name, len(t.Ranges), len(j.plans[name].written))
 		}
 	}
+	return nil
+}
+
+// fits refuses tables that this version has not, before anything is made that stays: a topic
+// has its partitions for ever.
+func (j *importing) fits(ctx context.Context) error {
 	if !j.WithSecrets {
 		return nil
 	}
-	return secrets.Fits(ctx, j.Secrets, j.tables) // before the first object is stored
+	if err := j.PrepareSecrets(ctx); err != nil {
+		return err
+	}
+	return secrets.Fits(ctx, j.Secrets, j.tables)
 }
 
 func (j *importing) blobs(ctx context.Context) error {

@@ -65,6 +65,7 @@ type copier struct {
 	work    string
 	out     *linesWriter
 	removed map[string]bool // prefixes of gone
+	keys    map[string]bool // ids of those that something is sealed with
 	// seen are the keys that were told of, by the beginning of their hash: there may be
 	// millions, of a hundred bytes each.
 	seen map[[16]byte]bool
@@ -93,12 +94,14 @@ const mostRounds = 5
 // without its pictures. But whoever removes an object has said so in the log before. So where
 // one is missing, the log is exported further, up to an end that is later than the miss; what
 // the log names there is copied in turn. An object that is missing still was lost.
-func (b *Brokers) exportObjects(ctx context.Context, e Export, work string, m *Manifest) error {
+//
+// It gives the ids of the keys that the log's personal data are sealed with.
+func (b *Brokers) exportObjects(ctx context.Context, e Export, work string, m *Manifest) (keys map[string]bool, err error) {
 	out, err := createLines(filepath.Join(work, objectsFile))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c := &copier{Export: e, work: work, out: out, removed: map[string]bool{}, seen: map[[16]byte]bool{}, have: map[string]bool{}}
+	c := &copier{Export: e, work: work, out: out, removed: map[string]bool{}, keys: map[string]bool{}, seen: map[[16]byte]bool{}, have: map[string]bool{}}
 	err = c.round(ctx, m, 0)
 	told := 0 // of how many that are missing the log was asked
 	for n := 1; n < mostRounds && err == nil && c.unexplained(told) && e.Until.IsZero(); n++ {
@@ -113,16 +116,16 @@ func (b *Brokers) exportObjects(ctx context.Context, e Export, work string, m *M
 	}
 	size, sum, closed := out.close()
 	if err := errors.Join(err, closed); err != nil {
-		return err
+		return nil, err
 	}
 	if len(c.have) > 0 {
 		if err := syncDir(filepath.Join(work, blobsDir)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	m.Objects = &c.total
 	m.Files = append(m.Files, ManifestFile{Name: objectsFile, Bytes: size, SHA256: sum, Records: int64(len(c.seen))})
-	return nil
+	return c.keys, nil
 }
 
 // round copies what the files from one on name.
@@ -131,6 +134,9 @@ func (c *copier) round(ctx context.Context, m *Manifest, from int) error {
 	if err := c.through(m.Files[from:], func(e events.Event) error {
 		for _, prefix := range gone(e) {
 			c.removed[prefix] = true
+		}
+		for _, id := range e.SealedWith() {
+			c.keys[id] = true
 		}
 		return nil
 	}); err != nil {

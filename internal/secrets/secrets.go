@@ -150,9 +150,11 @@ func Forget(ctx context.Context, pool *pgxpool.Pool, tenant string) (int64, erro
 	return tag.RowsAffected(), nil
 }
 
+// undefinedTable is PostgreSQL's code of a table that is not there.
+const undefinedTable = "42P01"
+
 // Held counts the keys of a tenant: none where Migrate was never called.
 func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err error) {
-	const undefinedTable = "42P01"
 	var refused *pgconn.PgError
 	if err := pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets.tenant_keys WHERE tenant = $1", tenant).Scan(&n); errors.As(err, &refused) && refused.Code == undefinedTable {
 		return 0, nil
@@ -160,6 +162,30 @@ func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err 
 		return 0, fmt.Errorf("count the keys of tenant %s: %w", tenant, err)
 	}
 	return n, nil
+}
+
+// ErrOtherDatabase says that a database has none of a log's keys.
+var ErrOtherDatabase = errors.New("the database has none of the keys that the log's names and addresses are sealed with: is DATABASE_URL that of another PixTools?")
+
+// Belong refuses a database that has none of these keys, and has forgotten none: it is not the one
+// that they were made in, and a back-up of it would restore nothing that can be read.
+func Belong(ctx context.Context, pool *pgxpool.Pool, keys []string) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	var refused *pgconn.PgError
+	var some bool
+	err := pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pixtools_secrets.tenant_keys WHERE key_id::text = ANY($1))
+		OR EXISTS (SELECT FROM pixtools_secrets.forgotten_keys WHERE key_id::text = ANY($1))`, keys).Scan(&some)
+	switch {
+	case errors.As(err, &refused) && refused.Code == undefinedTable:
+		return ErrOtherDatabase
+	case err != nil:
+		return fmt.Errorf("look for the log's keys: %w", err)
+	case !some:
+		return ErrOtherDatabase
+	}
+	return nil
 }
 
 // keyTables are part of the schema.

@@ -28,6 +28,8 @@ func TestSealing(t *testing.T) {
 	held, err := secrets.Held(ctx, pool, "a")
 	require.NoError(t, err, "before anything was made")
 	require.Zero(t, held)
+	require.NoError(t, secrets.Belong(ctx, pool, nil), "nothing is sealed")
+	require.ErrorIs(t, secrets.Belong(ctx, pool, []string{"b0a742fd-bab4-4704-b235-0041f0d2a411"}), secrets.ErrOtherDatabase)
 	require.NoError(t, secrets.Migrate(ctx, pool))
 	require.NoError(t, secrets.Migrate(ctx, pool))
 
@@ -35,6 +37,8 @@ func TestSealing(t *testing.T) {
 	sealed, err := ring.Seal(ctx, "a", "job-1", "holiday.jpg")
 	require.NoError(t, err)
 	require.NotContains(t, string(sealed.GetCiphertext()), "holiday")
+	require.NoError(t, secrets.Belong(ctx, pool, []string{"b0a742fd-bab4-4704-b235-0041f0d2a411", sealed.GetKeyId()}))
+	require.ErrorIs(t, secrets.Belong(ctx, pool, []string{"b0a742fd-bab4-4704-b235-0041f0d2a411"}), secrets.ErrOtherDatabase)
 	again, err := ring.Seal(ctx, "a", "job-1", "holiday.jpg")
 	require.NoError(t, err)
 	require.NotEqual(t, sealed.GetCiphertext(), again.GetCiphertext())
