@@ -14,7 +14,7 @@ import (
 // find it; run again it changes nothing; what is otherwise than configured it names.
 func TestPrepare(t *testing.T) {
 	t.Parallel()
-	env := realEnv(t)
+	env := ownKafka(t) // whose topics it changes
 	env["KAFKA_REPLICATION_FACTOR"], env["KAFKA_MIN_INSYNC_REPLICAS"], env["PREPARE_TIMEOUT"] = "1", "1", "1m"
 	p := prepare(t, env)
 	out, complaints, status := p.command("prepare")

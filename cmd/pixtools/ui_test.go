@@ -213,7 +213,7 @@ func uiPartial(t *testing.T, p *program) {
 	id := b.start()
 	b.state("#status .badge", "PARTIAL")
 	b.shows("[data-operation=webp][data-state=FAILED] .error", p.ended(id).OperationResults["webp"].Error.Message)
-	b.shows("[data-operation=webp]", "PixTools failed (attempts_used_up)")
+	b.shows("[data-operation=webp]", "The picture is the reason (side_too_long)")
 	b.shows("#message", "Done in part")
 	b.click("[data-operation=jpg] .download")
 	made, err := jpeg.DecodeConfig(bytes.NewReader(b.downloaded("pixtools_jpg_long.jpg")))

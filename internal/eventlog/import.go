@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -249,6 +250,9 @@ func (j *importing) target(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if t, err = j.brokers.still(ctx, t); err != nil {
+			return err
+		}
 		p := newPlan(name, len(t.Ranges))
 		if err := j.brokers.contents(ctx, t, p.found, func(done, total int64) { j.Progress("reading "+name, done, total) }); err != nil {
 			return fmt.Errorf("%s has records that are not of this export: import into a new one (%w)", name, err)
@@ -257,6 +261,37 @@ func (j *importing) target(ctx context.Context) error {
 	}
 	j.result.Partitions = len(j.plans[events.Topic].written)
 	return j.offsets(ctx)
+}
+
+// stillness is for how long nothing may have been written. What an import that was killed had sent
+// last, the broker may take in only now: then it would lie behind what we find, and between what
+// we write.
+const stillness = time.Second
+
+// still waits until a topic that holds something grows no more, and gives it as it is then.
+func (b *Brokers) still(ctx context.Context, t *Topic) (*Topic, error) {
+	for {
+		empty := true
+		for _, end := range t.Written {
+			empty = empty && end == 0
+		}
+		if empty {
+			return t, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(stillness):
+		}
+		later, err := b.Topic(ctx, t.Name)
+		if err != nil {
+			return nil, err
+		}
+		if maps.Equal(later.Written, t.Written) {
+			return later, nil
+		}
+		t = later
+	}
 }
 
 // contents hashes what a topic holds.
@@ -603,6 +638,9 @@ func (j *importing) secrets(ctx context.Context) error {
 // linger is how long a batch waits for more records: here nobody waits for one.
 const linger = 5 * time.Millisecond
 
+// lastSent bounds how long an import that is to stop waits for what it has sent.
+const lastSent = 10 * time.Second
+
 // write appends what is not there yet. Records of one partition go in order, and after
 // one that is refused none follows, so what is there is always a beginning.
 func (j *importing) write(ctx context.Context) error {
@@ -630,6 +668,11 @@ func (j *importing) write(ctx context.Context) error {
 			return context.Cause(writing)
 		})
 		err = errors.Join(err, client.Flush(writing))
+		if writing.Err() != nil { // what was sent comes to an end all the same: see stillness
+			sent, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastSent)
+			_ = client.Flush(sent)
+			cancel()
+		}
 		if cause := context.Cause(writing); cause != nil {
 			err = cause
 		}
