@@ -117,9 +117,8 @@ func (j *Janitor) Run(ctx context.Context) error {
 	for step, every := range map[string]time.Duration{stepExpire: j.Interval, stepUploads: j.Interval, stepSweep: j.SweepInterval} {
 		passInterval.WithLabelValues(step).Set(every.Seconds())
 		lastPass.WithLabelValues(step).SetToCurrentTime() // from here on it is ours to do
-		defer lastPass.WithLabelValues(step).Set(0)
-		defer passInterval.WithLabelValues(step).Set(0)
 	}
+	defer handOn()
 	for {
 		due, err := j.Expire(ctx, false)
 		j.passed(ctx, stepExpire, due, err)
@@ -137,6 +136,14 @@ func (j *Janitor) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(j.Interval):
 		}
+	}
+}
+
+// handOn says that the passes are another's from here on.
+func handOn() {
+	for _, step := range []string{stepExpire, stepUploads, stepSweep} {
+		lastPass.WithLabelValues(step).Set(0)
+		passInterval.WithLabelValues(step).Set(0)
 	}
 }
 

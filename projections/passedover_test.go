@@ -62,6 +62,13 @@ func TestWhatAnOlderVersionPassedOver(t *testing.T) {
 	each(func(i int) proto.Message {
 		return &events.OperationCompleted{Revision: 1, Operation: "webp", Attempt: 1, Artifact: &events.Artifact{Bytes: int64(i)}}
 	})
+	// Its type is all that the older version looked at.
+	malformed, err := events.New(id(0), at, "test", "req", &events.OperationCompleted{}).Record()
+	require.NoError(t, err)
+	malformed.Value = []byte{0xff}
+	require.NoError(t, w.client.ProduceSync(w.ctx(), malformed).FirstErr())
+	w.last[malformed.Partition] = malformed.Offset
+	noted(0, malformed.Offset, "pixtools.events.v1.OperationCompleted")
 	for partition, last := range w.last {
 		w.exec("UPDATE positions SET next_offset = $2 WHERE partition = $1", partition, last+1)
 	}
@@ -106,11 +113,18 @@ func TestWhatANewerVersionTells(t *testing.T) {
 		if i == 2 {
 			r, err := events.New(id, at, "test", "req", &events.JobDeleted{}).Record()
 			require.NoError(t, err)
-			for i, h := range r.Headers {
-				if h.Key == events.HeaderType {
-					r.Headers[i] = kgo.RecordHeader{Key: h.Key, Value: []byte("pixtools.events.v1.JobPraised")}
+			typed := func(name string) *kgo.Record {
+				headers := slices.Clone(r.Headers)
+				for i, h := range headers {
+					if h.Key == events.HeaderType {
+						headers[i].Value = []byte(name)
+					}
 				}
+				return &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: headers}
 			}
+			// No version will know this one, and PostgreSQL has no text with it.
+			require.NoError(t, w.client.ProduceSync(w.ctx(), typed("pixtools.events.v1.Job\x00")).FirstErr())
+			r = typed("pixtools.events.v1.JobPraised")
 			require.NoError(t, w.client.ProduceSync(w.ctx(), r).FirstErr())
 			w.last[r.Partition] = r.Offset
 			want = append(want, fmt.Sprintf("%d %s", r.Offset, "pixtools.events.v1.JobPraised"))
