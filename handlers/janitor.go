@@ -141,7 +141,7 @@ func (j *Janitor) Run(ctx context.Context) error {
 
 // handOn says that the passes are another's from here on.
 func handOn() {
-	for _, step := range []string{stepExpire, stepUploads, stepSweep} {
+	for _, step := range janitorSteps {
 		lastPass.WithLabelValues(step).Set(0)
 		passInterval.WithLabelValues(step).Set(0)
 	}
@@ -153,6 +153,8 @@ const (
 	stepUploads = "uploads"
 	stepSweep   = "sweep"
 )
+
+var janitorSteps = []string{stepExpire, stepUploads, stepSweep}
 
 // passed tells of a pass that has ended; one that the stop cut off is none.
 func (j *Janitor) passed(ctx context.Context, step string, tally Tally, err error) {

@@ -33,7 +33,7 @@ var (
 func init() {
 	webhooksAttempted.WithLabelValues("delivered")
 	webhooksAttempted.WithLabelValues("failed")
-	for _, step := range []string{stepExpire, stepUploads, stepSweep} {
+	for _, step := range janitorSteps {
 		passes.WithLabelValues(step, "complete")
 		passes.WithLabelValues(step, "failed")
 		lastPass.WithLabelValues(step)

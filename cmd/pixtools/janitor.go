@@ -245,8 +245,9 @@ func (j janitorPass) run(ctx context.Context) error {
 		m.tell(projections.Progress{Phase: "going over stored objects", Done: looked})
 		return read(ctx, ids)
 	}
-	done, err := work.Expire(ctx, j.dry)
+	done := handlers.Tally{}
 	for _, step := range []func() (handlers.Tally, error){
+		func() (handlers.Tally, error) { return work.Expire(ctx, j.dry) },
 		func() (handlers.Tally, error) { return work.ClearUploads(ctx, j.dry) },
 		func() (handlers.Tally, error) { return work.Sweep(ctx, j.dry, j.allOrphans) },
 	} {

@@ -38,10 +38,7 @@ func configCommand() *cobra.Command {
 			if err := show(cmd.OutOrStdout()); err != nil {
 				return err
 			}
-			if err := l.fault(); err != nil {
-				return err
-			}
-			return nil
+			return l.fault()
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object: variables (variable, value, source, secret), warnings, faults")

@@ -176,15 +176,9 @@ func (r *Ring) tellUse(ctx context.Context) error {
 // Find is whose key this is. The error is one of those above.
 func (r *Ring) Find(ctx context.Context, p Presented) (Identity, error) {
 	now := time.Now()
-	known := r.held.Load()
-	k, found := known.keys[p.ID]
-	// A key that is not in memory may have been made a moment ago. It is not put there: a
-	// refresh that saw it revoked may have come between, and would be undone.
-	if !found || now.Sub(known.at) > r.cfg.OfflineTTL {
-		var err error
-		if k, err = r.lookUp(ctx, p.ID); err != nil {
-			return Identity{}, err
-		}
+	k, err := r.key(ctx, p.ID, now)
+	if err != nil {
+		return Identity{}, err
 	}
 	if subtle.ConstantTimeCompare(k.stored, p.stored()) != 1 {
 		return Identity{}, ErrUnknown
@@ -205,15 +199,22 @@ func (r *Ring) Find(ctx context.Context, p Presented) (Identity, error) {
 // nobody can tell, it is one still.
 func (r *Ring) Ended(ctx context.Context, id string) bool {
 	now := time.Now()
-	known := r.held.Load()
-	k, found := known.keys[id]
-	if !found || now.Sub(known.at) > r.cfg.OfflineTTL {
-		var err error
-		if k, err = r.lookUp(ctx, id); err != nil {
-			return errors.Is(err, ErrUnknown)
-		}
+	k, err := r.key(ctx, id, now)
+	if err != nil {
+		return errors.Is(err, ErrUnknown)
 	}
 	return k.State(now) != "VALID"
+}
+
+// key is a key from memory, or else from the database. One that is not in memory may have been
+// made a moment ago. It is not put there: a refresh that saw it revoked may have come between,
+// and would be undone.
+func (r *Ring) key(ctx context.Context, id string, now time.Time) (Key, error) {
+	known := r.held.Load()
+	if k, found := known.keys[id]; found && now.Sub(known.at) <= r.cfg.OfflineTTL {
+		return k, nil
+	}
+	return r.lookUp(ctx, id)
 }
 
 func (r *Ring) lookUp(ctx context.Context, id string) (Key, error) {

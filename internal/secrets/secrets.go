@@ -150,15 +150,17 @@ func Forget(ctx context.Context, pool *pgxpool.Pool, tenant string) (int64, erro
 	return tag.RowsAffected(), nil
 }
 
-// undefinedTable is PostgreSQL's code of a table that is not there.
-const undefinedTable = "42P01"
+// lacksTable says whether a statement failed for want of a table: Migrate was never called there.
+func lacksTable(err error) bool {
+	const undefinedTable = "42P01"
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) && refused.Code == undefinedTable
+}
 
 // Held counts the keys of a tenant: none where Migrate was never called.
 func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err error) {
-	var refused *pgconn.PgError
-	if err := pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets.tenant_keys WHERE tenant = $1", tenant).Scan(&n); errors.As(err, &refused) && refused.Code == undefinedTable {
-		return 0, nil
-	} else if err != nil {
+	err = pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets.tenant_keys WHERE tenant = $1", tenant).Scan(&n)
+	if err != nil && !lacksTable(err) {
 		return 0, fmt.Errorf("count the keys of tenant %s: %w", tenant, err)
 	}
 	return n, nil
@@ -173,16 +175,13 @@ func Belong(ctx context.Context, pool *pgxpool.Pool, keys []string) error {
 	if len(keys) == 0 {
 		return nil
 	}
-	var refused *pgconn.PgError
 	var some bool
 	err := pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pixtools_secrets.tenant_keys WHERE key_id::text = ANY($1))
 		OR EXISTS (SELECT FROM pixtools_secrets.forgotten_keys WHERE key_id::text = ANY($1))`, keys).Scan(&some)
-	switch {
-	case errors.As(err, &refused) && refused.Code == undefinedTable:
-		return ErrOtherDatabase
-	case err != nil:
+	if err != nil && !lacksTable(err) {
 		return fmt.Errorf("look for the log's keys: %w", err)
-	case !some:
+	}
+	if !some {
 		return ErrOtherDatabase
 	}
 	return nil
@@ -208,12 +207,15 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	return Prepare(ctx, pool, slices.Concat(keyTables, webhookTables)...)
 }
 
+// lockSchema has whoever makes or fills tables do so one after the other.
+const lockSchema = "SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))"
+
 // Prepare makes the schema, and what statements say in it, if they are not there. Many processes
 // may do so at once.
 func Prepare(ctx context.Context, pool *pgxpool.Pool, statements ...string) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		for _, statement := range append([]string{
-			"SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))",
+			lockSchema,
 			"CREATE SCHEMA IF NOT EXISTS pixtools_secrets",
 		}, statements...) {
 			if _, err := tx.Exec(ctx, statement); err != nil {

@@ -31,11 +31,7 @@ type Table struct {
 // Dump reads every table of the schema as it is at one moment. Which there are, the
 // database's catalogue says, so a table that somebody adds is in it.
 func Dump(ctx context.Context, pool *pgxpool.Pool) (all []Table, err error) {
-	at := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	err = pgx.BeginTxFunc(ctx, pool, at, func(tx pgx.Tx) error {
-		if err := plainly(ctx, tx); err != nil {
-			return err
-		}
+	err = atOneMoment(ctx, pool, func(tx pgx.Tx) error {
 		tables, err := list(ctx, tx)
 		if err != nil {
 			return err
@@ -56,13 +52,19 @@ func Dump(ctx context.Context, pool *pgxpool.Pool) (all []Table, err error) {
 // Vacant refuses a database that has other rows in the schema than these tables'. That a table
 // has theirs already is no fault: Load was there before, and does nothing.
 func Vacant(ctx context.Context, pool *pgxpool.Pool, tables []Table) error {
-	at := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return pgx.BeginTxFunc(ctx, pool, at, func(tx pgx.Tx) error {
+	return atOneMoment(ctx, pool, func(tx pgx.Tx) error {
+		_, err := vacant(ctx, tx, tables)
+		return err
+	})
+}
+
+// atOneMoment reads the tables as they are at one moment, plainly.
+func atOneMoment(ctx context.Context, pool *pgxpool.Pool, read func(pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := plainly(ctx, tx); err != nil {
 			return err
 		}
-		_, err := vacant(ctx, tx, tables)
-		return err
+		return read(tx)
 	})
 }
 
@@ -99,8 +101,8 @@ func Fits(ctx context.Context, pool *pgxpool.Pool, tables []Table) error {
 // Load puts tables into the schema, all or none of them. They must be there (Fits) and empty; one that has just these rows stays as it is.
 func Load(ctx context.Context, pool *pgxpool.Pool, tables []Table) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		// As for whoever makes the tables: two restores at once would fill them twice.
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext('pixtools schema'))"); err != nil {
+		// Two restores at once would fill them twice.
+		if _, err := tx.Exec(ctx, lockSchema); err != nil {
 			return fmt.Errorf("lock the secrets' schema: %w", err)
 		}
 		if err := plainly(ctx, tx); err != nil {
