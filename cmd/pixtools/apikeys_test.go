@@ -92,7 +92,7 @@ const everyScope = "submit,read,operate"
 func TestAPIKeys(t *testing.T) {
 	variables := embeddedEnv(t)
 	variables["API_AUTH"], variables["CORS_ORIGINS"] = "keys", "https://shop.example,http://localhost:3000"
-	variables["API_KEY_REFRESH_INTERVAL"], variables["READ_WAIT_TIMEOUT"] = "100ms", "30s"
+	variables["API_KEY_REFRESH_INTERVAL"] = "100ms"
 	p := run(t, variables)
 	require.Contains(t, p.log.String(), "it asks for API keys")
 	for _, test := range []struct {

@@ -68,7 +68,8 @@ func ownServers(t *testing.T) (*awayWorld, map[string]string) {
 		"KAFKA_BROKERS": strings.Join(w.kafka.Brokers(), ","), "KAFKA_PARTITIONS": "6",
 		"IDEMPOTENCY_SETTLE": "100ms", "IDEMPOTENCY_TTL": "1s", "REDIS_URL": "redis://" + w.redis.Addr, "DATABASE_URL": w.postgres.URL,
 		"AWS_ENDPOINT_URL": w.s3.Endpoint, "AWS_ACCESS_KEY_ID": w.s3.AccessKey, "AWS_SECRET_ACCESS_KEY": w.s3.SecretKey,
-		"AWS_S3_BUCKET": "pixtools",
+		"AWS_S3_BUCKET":     "pixtools",
+		"READ_WAIT_TIMEOUT": "", "KAFKA_SUBMIT_TIMEOUT": "", "DATABASE_QUERY_TIMEOUT": "", "KAFKA_LAG_TIMEOUT": "", "S3_PROBE_TIMEOUT": "", // as shipped
 	}
 }
 
@@ -455,7 +456,7 @@ func storageWorld(t *testing.T, more map[string]string) *awayWorld {
 	require.NoError(t, err)
 	t.Cleanup(w.s3.Stop)
 	variables["AWS_ENDPOINT_URL"], variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"] = w.s3.Endpoint, w.s3.AccessKey, w.s3.SecretKey
-	variables["CONVERT_CONCURRENCY"], variables["KAFKA_CONSUMER_MAX_IN_FLIGHT"] = "1", "1"
+	variables["CONVERT_CONCURRENCY"], variables["KAFKA_CONSUMER_MAX_IN_FLIGHT"], variables["S3_PROBE_TIMEOUT"] = "1", "1", ""
 	for name, value := range more {
 		variables[name] = value
 	}

@@ -73,12 +73,17 @@ func run(t *testing.T, env map[string]string, args ...string) *program {
 	return p
 }
 
+// patientLimits: a machine that is busy for seconds is no server that is away. Tests of
+// those that are away name the limits that they mean; an empty one is the default.
+var patientLimits = []string{"READ_WAIT_TIMEOUT=30s", "KAFKA_SUBMIT_TIMEOUT=30s", "DATABASE_QUERY_TIMEOUT=30s", "KAFKA_LAG_TIMEOUT=30s", "S3_PROBE_TIMEOUT=30s"}
+
 func prepare(t *testing.T, env map[string]string, args ...string) *program {
 	t.Helper()
 	port := freePort(t)
 	p := &program{t: t, base: "http://127.0.0.1:" + port, args: append([]string{"serve"}, args...), log: &testenv.Buffer{}}
 	p.env = []string{mainVariable + "=1", "PORT=" + port, "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "LOG_LEVEL=info",
 		"SPOOL_DIR=" + t.TempDir(), "API_AUTH=off"} // tests of keys ask for them; others have none to show
+	p.env = append(p.env, patientLimits...)
 	for name, value := range env {
 		p.env = append(p.env, name+"="+value)
 	}

@@ -102,8 +102,7 @@ func TestRollingRestart(t *testing.T) {
 		"DRAIN_DELAY":                    drainDelay.String(), "DATABASE_MAX_CONNS": "6", "LOG_LEVEL": "warn",
 		"WEBHOOK_ALLOW_PRIVATE": "127.0.0.2/32", "WEBHOOK_COMMIT_INTERVAL": "100ms",
 		"CONVERT_CONCURRENCY": "1", "DENOISE_TILE": "216", "DENOISE_THREADS": "1", "DENOISE_NICE": "0",
-		// A busy machine is slow, and that is no error of what is tested.
-		"KAFKA_SUBMIT_TIMEOUT": "20s", "READ_WAIT_TIMEOUT": "20s", "DATABASE_QUERY_TIMEOUT": "20s", "S3_PROBE_TIMEOUT": "20s", "S3_CONNECT_TIMEOUT": "20s",
+		"S3_CONNECT_TIMEOUT":          "20s", // like patientLimits
 		"OTEL_EXPORTER_OTLP_ENDPOINT": sink.URL, "OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_BSP_MAX_QUEUE_SIZE": "20000",
 	})
 	var members []*program

@@ -130,6 +130,7 @@ func TestStream(t *testing.T) {
 // process has read of the log already: nobody would tell it of that any more.
 func TestStreamBehindTheLog(t *testing.T) {
 	variables := realEnv(t)
+	variables["READ_WAIT_TIMEOUT"] = "5s"
 	p := run(t, variables, "--roles=api,saga")
 	variables["PORT"] = freePort(t)
 	projector := prepare(t, variables, "--roles=projector")

@@ -41,7 +41,6 @@ func TestUI(t *testing.T) {
 	variables["MAX_UPLOAD_BYTES"], variables["SPOOL_MAX_BYTES"], variables["MAX_DIRECT_UPLOAD_BYTES"] = "1048576", "100000000", "2097152"
 	variables["MAX_IMAGE_SIDE"], variables["MAX_IMAGE_PIXELS"] = "17000", "10000000"
 	variables["DENOISE_TILE"], variables["DENOISE_NICE"] = "216", "0"
-	variables["KAFKA_SUBMIT_TIMEOUT"], variables["READ_WAIT_TIMEOUT"] = "1m", "1m" // a busy machine is no server that is away
 	p := run(t, variables)
 	for name, test := range map[string]func(*testing.T, *program){
 		"from upload to download": uiDownloads, "checks before sending": uiChecks, "a large file": uiLargeFile, "ways in": uiWaysIn, "one of two fails": uiPartial,
@@ -640,7 +639,6 @@ func (b *tab) cancelled() {
 func TestUIServerAway(t *testing.T) {
 	variables := embeddedEnv(t)
 	variables["DENOISE_TILE"], variables["DENOISE_THREADS"] = "216", "1"
-	variables["KAFKA_SUBMIT_TIMEOUT"], variables["READ_WAIT_TIMEOUT"] = "1m", "1m" // a busy machine is no server that is away
 	p := run(t, variables)
 	b := openTab(t, p, "/")
 	b.excused = aServerThatIsAway
@@ -715,7 +713,6 @@ func TestUIOperations(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(cluster.Stop)
 	variables["KAFKA_BROKERS"], variables["INSTANCE_ID"] = strings.Join(cluster.Brokers(), ","), "one"
-	variables["KAFKA_SUBMIT_TIMEOUT"], variables["READ_WAIT_TIMEOUT"], variables["KAFKA_LAG_TIMEOUT"] = "1m", "1m", "1m" // a busy machine is no server that is away
 	p := run(t, variables, "--roles=api,saga,projector")
 	content := pngOf(t, picture(40, 30))
 	poisoned := p.submit(file("c.png", "image/png", content), field("operations", `["webp","jpg"]`))

@@ -97,7 +97,7 @@ func TestNextVersion(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(cluster.Stop)
 	shared := realEnvOn(t, cluster.Brokers())
-	shared["DRAIN_DELAY"], shared["READ_WAIT_TIMEOUT"] = drainDelay.String(), "30s"                       // however busy this machine is
+	shared["DRAIN_DELAY"] = drainDelay.String()
 	shared["KAFKA_CONSUMER_SESSION_TIMEOUT"], shared["KAFKA_CONSUMER_HEARTBEAT_INTERVAL"] = "6s", "300ms" // members hear soon of hand-overs
 	begin := func(instance, roles string) *program {
 		variables := maps.Clone(shared)
