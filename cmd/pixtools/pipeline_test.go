@@ -332,7 +332,7 @@ func TestPortTaken(t *testing.T) {
 // TestConfigurationFaultsAtOnce: every fault is named, in one go.
 func TestConfigurationFaultsAtOnce(t *testing.T) {
 	p := prepare(t, map[string]string{"MAX_UPLOAD_BYTES": "0", "SAGA_REMEMBER": "1s", "PROCESS_MAX_ATTEMPTS": "0", "CONVERT_CONCURRENCY": "-1",
-		"STOP_TIMEOUT": "soon", "S3_RETENTION_DAYS": "x", "DATABASE_URL": "postgres//x", "REDIS_URL": "http://x", "LOG_LEVEL": "loud",
+		"STOP_TIMEOUT": "soon", "S3_RETENTION_DAYS": "x", "KAFKA_SUBMIT_TIMEOUT": "", "DATABASE_URL": "postgres//x", "REDIS_URL": "http://x", "LOG_LEVEL": "loud",
 		"KAFKA_BROKERS": "kafka:9092,http://other:9092", "AWS_S3_BUCKET": "Bad!",
 		"SCHEMA_REGISTRY_URL": "registry:8081", "JANITOR_ORPHAN_GRACE": "1h0m14s", "TENANT_KEYS_HOLD": "9s"})
 	p.start()
