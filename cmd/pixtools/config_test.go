@@ -318,3 +318,26 @@ func TestMisspelt(t *testing.T) {
 	}
 	require.Empty(t, misspelt(others))
 }
+
+// TestWrongUse: who calls a command wrongly is told how it is called.
+func TestWrongUse(t *testing.T) {
+	p := prepare(t, nil)
+	for _, test := range []struct {
+		args   []string
+		told   string
+		usage  string
+		status int
+	}{
+		{[]string{"submit"}, "received 0", "Usage: pixtools submit FILE", 1},
+		{[]string{"job", "history", "x"}, `"x" is no job id`, "Usage: pixtools job history JOB_ID", 1},
+		{[]string{"keys", "revoke", "a", "b"}, "received 2", "Usage: pixtools keys revoke ID", 1},
+		{[]string{"serve", "--nope"}, "--nope", "Usage: pixtools serve", 1},
+		{[]string{"verify", "--nope"}, "--nope", "Usage: pixtools verify", 2}, // 1 is for what it finds
+		{[]string{"verify", "x"}, `"x"`, "Usage: pixtools verify", 2},
+	} {
+		_, complaints, status := p.command(test.args...)
+		require.Equal(t, test.status, status, "%s: %s", test.args, complaints)
+		require.Contains(t, complaints, test.told)
+		require.Equal(t, 1, strings.Count(complaints, test.usage), complaints)
+	}
+}

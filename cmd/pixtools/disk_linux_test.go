@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pixtools/pixtools/api"
 	"github.com/pixtools/pixtools/internal/disk"
 )
 
@@ -177,4 +178,20 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	require.Empty(t, p.verify(0).open)
+
+	// For too long: the job ends and says why, and a retry does it when there is room.
+	p.kill()
+	p.env = append(p.env, "PROCESS_GIVE_UP_AFTER=1s")
+	p.start()
+	p.healthy()
+	empty = fill(t, spool, 0)
+	waiting = p.submit(small...)
+	job := p.ended(waiting)
+	require.Equal(t, "FAILED", *job.Outcome)
+	for operation, result := range job.OperationResults {
+		require.Equal(t, []string{"WORLD", "disk_full"}, []string{result.Error.Kind, result.Error.Code}, operation)
+	}
+	empty()
+	require.Equal(t, http.StatusAccepted, p.ask(http.MethodPost, "/api/jobs/"+waiting+"/retry", nil, &api.Retried{}))
+	require.Equal(t, "SUCCEEDED", *p.endedIn(waiting, 2).Outcome)
 }

@@ -38,6 +38,7 @@ func main() {
 	}
 	root.AddCommand(serveCommand(), submitCommand(), jobCommand(), dlqCommand(), eventsCommand(), backupCommand(), restoreCommand(), importLegacyCommand(), replayCommand(), verifyCommand(), reprocessCommand(), usageCommand(),
 		webhooksCommand(), janitorCommand(), keysCommand(), tenantsCommand(), configCommand(), prepareCommand(), readyCommand(), openapiCommand())
+	tellUse(root)
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {
@@ -47,6 +48,24 @@ func main() {
 			os.Exit(told.status)
 		}
 		os.Exit(1)
+	}
+}
+
+// tellUse adds to what is wrong with arguments and flags how the command is used.
+func tellUse(cmd *cobra.Command) {
+	for _, below := range cmd.Commands() { // first: a command without such functions has its parent's
+		tellUse(below)
+	}
+	told := func(cmd *cobra.Command, err error) error {
+		if err == nil {
+			return nil
+		}
+		return fmt.Errorf("%w. Usage: %s; more: %s --help", err, cmd.UseLine(), cmd.CommandPath())
+	}
+	flags := cmd.FlagErrorFunc()
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return told(cmd, flags(cmd, err)) })
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error { return told(cmd, check(cmd, args)) }
 	}
 }
 
