@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,10 +36,9 @@ type Reader struct {
 	log   *slog.Logger
 
 	mu sync.Mutex
-	// next is the projection's next offset by partition, as far as we have heard, and table
-	// the table that said so.
-	next  map[int32]int64
-	table uint32
+	// next is the projection's next offset by partition, as far as we have heard; furthest is the
+	// same, but also of read models that were there before this one.
+	next, furthest map[int32]int64
 	// changed is closed, and replaced, whenever next grows.
 	changed chan struct{}
 	// watched has a channel for each watcher of a job's end, by job.
@@ -46,7 +47,7 @@ type Reader struct {
 
 // NewReader makes a reader of the projection of one log; call Listen beside it.
 func NewReader(cfg Config, pool *pgxpool.Pool, logID [16]byte, log *slog.Logger) *Reader {
-	return &Reader{cfg: cfg, pool: pool, logID: logID, log: log, next: map[int32]int64{}, changed: make(chan struct{}),
+	return &Reader{cfg: cfg, pool: pool, logID: logID, log: log, next: map[int32]int64{}, furthest: map[int32]int64{}, changed: make(chan struct{}),
 		watched: map[string]map[chan struct{}]struct{}{}}
 }
 
@@ -59,28 +60,55 @@ func (r *Reader) History(ctx context.Context, tenant, id string) ([]int64, error
 	return readHistory(places)
 }
 
+// row reads one row, or says ErrNotFound. That it says only where the read model is as far as
+// any that we have heard of: who waited for a position did so in the one of that time, and one
+// that was begun anew since may not have the job yet. What we have heard is remembered across
+// that: the word of it may come between the wait and the query.
 func (r *Reader) row(ctx context.Context, query string, args []any, into ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.QueryTimeout)
 	defer cancel()
+	for {
+		err := r.pool.QueryRow(ctx, query, args...).Scan(into...)
+		there := false
+		if errors.Is(err, pgx.ErrNoRows) {
+			if there, err = r.there(ctx, query, args); err == nil && !there {
+				return ErrNotFound
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		if !there {
+			return nil
+		}
+	}
+}
+
+// there says whether there is a row. errSwapped: there is none, and the read model is behind.
+func (r *Reader) there(ctx context.Context, query string, args []any) (found bool, err error) {
 	r.mu.Lock()
-	known := r.table
+	furthest := maps.Clone(r.furthest)
 	r.mu.Unlock()
-	err := r.pool.QueryRow(ctx, query, args...).Scan(into...)
-	if errors.Is(err, pgx.ErrNoRows) {
-		// Who waited for a position did so in the read model that we know. One that was begun
-		// anew since may not have the job yet.
-		var table uint32
-		if err = r.pool.QueryRow(ctx, "SELECT 'positions'::regclass::oid").Scan(&table); err == nil && (table == known || known == 0) {
-			return ErrNotFound
-		}
-		if err == nil {
-			err = errSwapped
-		}
-	}
+	// In one statement: none is there at these positions, and not only at earlier ones.
+	rows, err := r.pool.Query(ctx, fmt.Sprintf(`SELECT found, partition, next_offset FROM (SELECT EXISTS (%s) AS found) f
+		LEFT JOIN positions ON log_id = $%d`, query, len(args)+1), append(slices.Clone(args), r.logID[:])...)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return false, err
 	}
-	return nil
+	var partition *int32
+	var next *int64
+	if _, err := pgx.ForEachRow(rows, []any{&found, &partition, &next}, func() error {
+		if partition != nil && *next >= furthest[*partition] {
+			delete(furthest, *partition)
+		}
+		return nil
+	}); err != nil || found {
+		return found, err
+	}
+	if len(furthest) > 0 {
+		return false, errSwapped
+	}
+	return false, nil
 }
 
 // Job is a job of a tenant as the read model has it.
@@ -302,14 +330,14 @@ func (r *Reader) listen(ctx context.Context) error {
 // look takes the positions from the table, whatever was heard before: after a swap they
 // are those of another read model, and one that was begun anew is behind.
 func (r *Reader) look(ctx context.Context, conn *pgx.Conn) error {
-	table, next, err := positionsIn(ctx, conn, r.logID)
+	_, next, err := positionsIn(ctx, conn, r.logID)
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
-	r.next, r.table = next, table
+	r.next = map[int32]int64{}
 	r.mu.Unlock()
-	r.hear(news{})
+	r.hear(news{moves: next})
 	r.wakeAll() // what ended meanwhile was not told to us
 	return nil
 }
@@ -319,6 +347,7 @@ func (r *Reader) hear(n news) {
 	defer r.mu.Unlock()
 	for partition, next := range n.moves {
 		r.next[partition] = max(r.next[partition], next)
+		r.furthest[partition] = max(r.furthest[partition], next)
 	}
 	close(r.changed)
 	r.changed = make(chan struct{})

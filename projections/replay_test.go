@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/caarlos0/env/v11"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -469,6 +470,44 @@ func TestReadModelIsDropped(t *testing.T) {
 		}
 	}
 	w.caughtUp()
+}
+
+// TestNoSuchJobOfAReadModelBegunAnew: a read model that was begun anew does not say that there is
+// no such job before it is as far as the one was that it replaces, however late who waited for
+// that one asks.
+func TestNoSuchJobOfAReadModelBegunAnew(t *testing.T) {
+	w := newWorld(t)
+	stop := w.mutedProjector()
+	w.randomly(200, 0, 20, rand.New(rand.NewPCG(12, 1)))
+	w.caughtUp()
+	_, err := w.reader.Job(w.ctx(), "test", uuid.NewString())
+	require.ErrorIs(t, err, projections.ErrNotFound)
+	for name, anew := range map[string]func(){
+		"another table": func() { w.exec("DROP SCHEMA pixtools_read CASCADE") },
+		"the same tables": func() {
+			w.exec("TRUNCATE jobs, positions, usage")
+			w.exec("SELECT pg_notify('pixtools_projection', 'anew')")
+		},
+	} {
+		stop()
+		anew()
+		require.NoError(t, projections.Migrate(w.ctx(), w.pool, projections.Schema))
+		partition := slices.Sorted(maps.Keys(w.last))[0]
+		require.Eventually(t, func() bool { // it has heard of the new one, and forgotten how far the old one was
+			ctx, cancel := context.WithTimeout(w.ctx(), 10*time.Millisecond)
+			defer cancel()
+			return w.reader.Wait(ctx, partition, 0) != nil
+		}, patience, time.Millisecond, name)
+		for id, job := range w.folded {
+			_, err := w.reader.Job(w.ctx(), job.GetTenant(), id)
+			require.ErrorIs(t, err, projections.ErrUnavailable, name)
+			require.NotErrorIs(t, err, projections.ErrNotFound, name)
+		}
+		stop = w.mutedProjector()
+		w.caughtUp()
+		_, err := w.reader.Job(w.ctx(), "test", uuid.NewString())
+		require.ErrorIs(t, err, projections.ErrNotFound, name)
+	}
 }
 
 func (w *world) partitionOf(id string) int32 {
