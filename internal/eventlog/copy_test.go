@@ -109,7 +109,8 @@ func history(t *testing.T, c *cluster, partitions int32, jobs int) {
 	}
 	for i := range jobs {
 		id, at := events.JobID("test", fmt.Sprint(i)), began.Add(time.Duration(i)*time.Second)
-		put(id, at, &events.JobRequested{Tenant: "default", Operations: []*events.Operation{{Name: "webp"}, {Name: "jpg"}}, Source: &events.Source{Key: "raw/x", Sha256: "00"}})
+		request := &events.JobRequested{Tenant: "default", Operations: []*events.Operation{{Name: "webp"}, {Name: "jpg"}}, Source: &events.Source{Key: "raw/x", Sha256: "00"}}
+		put(id, at, request)
 		put(id, at, &events.OperationStarted{Revision: 1, Operation: "webp", Attempt: 1})
 		put(id, at, &events.OperationCompleted{Revision: 1, Operation: "webp", Attempt: 1, Artifact: &events.Artifact{Key: "y"}})
 		if i == jobs-1 {
@@ -117,6 +118,9 @@ func history(t *testing.T, c *cluster, partitions int32, jobs int) {
 		}
 		put(id, at, &events.OperationFailed{Revision: 1, Operation: "jpg", Attempt: 1, Kind: events.FailureKind_FAILURE_KIND_INPUT, Code: "truncated", Message: "cut off"})
 		put(id, at, &events.JobFinalized{Revision: 1, Outcome: events.Outcome_OUTCOME_PARTIAL})
+		if i == 0 {
+			put(id, at, request) // which does not open it again
+		}
 	}
 	require.NoError(t, c.client.Flush(t.Context()))
 	// A transaction that was given up: nobody sees its records, and offsets have gaps.
@@ -180,7 +184,7 @@ func TestCopy(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "export")
 	m, err := source.Export(t.Context(), eventlog.Export{Dir: dir, Progress: silent})
 	require.NoError(t, err)
-	require.EqualValues(t, jobs*5-2+4, m.Topics[0].Records)
+	require.EqualValues(t, jobs*5-2+1+4, m.Topics[0].Records)
 
 	for _, to := range []struct {
 		name       string
@@ -195,7 +199,7 @@ func TestCopy(t *testing.T) {
 			dry.DryRun = true
 			would, err := target.Import(t.Context(), dry)
 			require.NoError(t, err)
-			require.EqualValues(t, jobs*5-2+4+2, would.Records)
+			require.EqualValues(t, jobs*5-2+1+4+2, would.Records)
 			require.Equal(t, 1, would.Open)
 			_, err = target.Topic(t.Context(), events.Topic)
 			require.ErrorIs(t, err, eventlog.ErrNoTopic, "a dry run makes nothing")
@@ -293,7 +297,7 @@ func TestUntil(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "export")
 	m, err := source.Export(t.Context(), eventlog.Export{Dir: dir, Until: began.Add(10 * time.Second), Progress: silent})
 	require.NoError(t, err)
-	require.EqualValues(t, 10*5, m.Topics[0].Records, "of the first ten seconds")
+	require.EqualValues(t, 10*5+1, m.Topics[0].Records, "of the first ten seconds")
 	_, err = source.Export(t.Context(), eventlog.Export{Dir: dir, Progress: silent})
 	require.ErrorContains(t, err, "exists already")
 	left, err := filepath.Glob(dir + ".unfinished*")

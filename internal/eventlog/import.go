@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"filippo.io/age"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -79,7 +80,11 @@ var importedTopics = []string{events.Topic, events.DeadLetterTopic}
 // partitions: record k of a partition is always the same one. What a partition holds is
 // compared by a running hash, so neither side is held in memory.
 func (b *Brokers) Import(ctx context.Context, im Import) (Imported, error) {
-	job := &importing{Import: im, brokers: b, plans: map[string]*plan{}, places: map[Place]Place{}, open: map[string]*openJob{}}
+	ended, err := lru.New[string, struct{}](rememberedEnds)
+	if err != nil {
+		return Imported{}, err
+	}
+	job := &importing{Import: im, brokers: b, plans: map[string]*plan{}, places: map[Place]Place{}, open: map[string]*openJob{}, ended: ended}
 	steps := []func(context.Context) error{job.check, job.target, job.plan, job.vacant}
 	if !im.DryRun {
 		steps = append(steps, job.fits, job.prepare, job.blobs, job.secrets, job.write, job.compare, job.place)
@@ -102,6 +107,8 @@ type importing struct {
 	// places is where the records of dead letters come to lie, by where they were.
 	places map[Place]Place
 	open   map[string]*openJob
+	// ended are the jobs that ended last.
+	ended  *lru.Cache[string, struct{}]
 	result Imported
 }
 
@@ -565,11 +572,19 @@ type openJob struct {
 	asked     map[string]int64
 }
 
+// rememberedEnds is how many jobs an import remembers to have ended, of about 150 bytes each. A
+// request that is repeated after more ends than that looks like a new job: it counts as open,
+// and what it asks for may be made once more, as after any repeat that nobody remembers.
+const rememberedEnds = 200_000
+
 // follow keeps the jobs that are open.
 func (j *importing) follow(r *kgo.Record, partition int32, offset int64) {
 	e, err := events.Decode(r)
 	if err != nil {
 		return
+	}
+	if _, request := e.Message.(*events.JobRequested); request && j.ended.Contains(e.JobID) {
+		return // a repeat, such as of requests under one key that were sent at once
 	}
 	o := j.open[e.JobID]
 	if o == nil {
@@ -578,6 +593,7 @@ func (j *importing) follow(r *kgo.Record, partition int32, offset int64) {
 	o.state = events.Fold(o.state, e)
 	if o.state.GetPhase() != events.Phase_PHASE_OPEN {
 		delete(j.open, e.JobID)
+		j.ended.Add(e.JobID, struct{}{})
 		return
 	}
 	j.open[e.JobID] = o
