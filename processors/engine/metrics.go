@@ -13,7 +13,7 @@ var (
 	childrenStarted = promauto.NewCounterVec(prometheus.CounterOpts{Name: "pixtools_engine_children_started_total",
 		Help: "Children of the picture engine that were started; beyond the first ones, for those that were lost or used up."}, []string{"operation"})
 	childrenLost = promauto.NewCounterVec(prometheus.CounterOpts{Name: "pixtools_engine_children_lost_total",
-		Help: "Children of the picture engine that ended at work, or were ended for a time limit or a stop."}, []string{"operation"})
+		Help: "Children of the picture engine that ended at work by themselves, or were ended for a time limit; not those that ended since their work was cancelled."}, []string{"operation"})
 	running = &census{operations: map[*process]string{},
 		children: prometheus.NewDesc("pixtools_engine_children", "Children of the picture engine that run.", []string{"operation"}, nil),
 		memory:   prometheus.NewDesc("pixtools_engine_memory_bytes", "Resident memory of the picture engine's children, where /proc tells.", []string{"operation"}, nil)}

@@ -100,6 +100,10 @@ func (p *Pool) run(ctx context.Context, req Request) (Result, error) {
 	goOn := p.precede(child)
 	rep, usable, err := child.call(ctx, req, p.patience())
 	goOn()
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) { // by a cancel, or a stop: nothing is wrong
+		p.log.InfoContext(ctx, "engine child ended with its work", "pid", child.cmd.Process.Pid, "error", err)
+		return Result{}, err
+	}
 	if err != nil {
 		childrenLost.WithLabelValues(p.cfg.Operation).Inc()
 		p.log.WarnContext(ctx, "engine child lost", "pid", child.cmd.Process.Pid, "served", child.served, "error", err)

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pixtools/pixtools/internal/sniff"
@@ -97,6 +98,43 @@ func TestWaitingForASlotIsBounded(t *testing.T) {
 
 	cancel()
 	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+// TestLostChildren: the metric, of which an alert is made, counts what ends a child but a cancel.
+func TestLostChildren(t *testing.T) {
+	cfg := testConfig
+	cfg.Operation = "lost"
+	pool := newPool(t, cfg, 1)
+	lost := func() float64 {
+		var m dto.Metric
+		require.NoError(t, childrenLost.WithLabelValues(cfg.Operation).Write(&m))
+		return m.GetCounter().GetValue()
+	}
+	begin := func(ctx context.Context, req Request) (*process, chan error) {
+		mustConvert(t, pool, shortRequest(t))
+		child, done := idleChild(t, pool), make(chan error, 1)
+		go func() { _, err := pool.Convert(ctx, req); done <- err }()
+		eventually(t, "the child is at work", func() bool {
+			pool.mu.Lock()
+			defer pool.mu.Unlock()
+			return len(pool.idle) == 0
+		})
+		return child, done
+	}
+	ctx, cancel := context.WithCancel(deadline(t))
+	_, done := begin(ctx, longRequest(t))
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+	require.Zero(t, lost())
+	child, done := begin(deadline(t), longRequest(t))
+	require.NoError(t, child.cmd.Process.Kill())
+	require.Error(t, <-done)
+	require.EqualValues(t, 1, lost())
+	slow := longRequest(t)
+	slow.Timeout = 100 * time.Millisecond
+	_, done = begin(deadline(t), slow)
+	require.ErrorContains(t, <-done, "it took longer")
+	require.EqualValues(t, 2, lost())
 }
 
 // A child that is killed or crashes takes its own request with it, and no other.
