@@ -11,6 +11,7 @@ run: build ## build, start everything on this machine and print the address (Ctr
 	@exec build/bin/pixtools serve
 
 build: native ## build build/bin/pixtools
+	@echo 'compiling build/bin/pixtools: minutes the first time, seconds after that' >&2
 	@$(ENV) go build -o build/bin/pixtools ./cmd/pixtools
 
 native: ## fetch libvips, ONNX Runtime and the page's scripts, by checksum, into build/
