@@ -250,6 +250,11 @@ func describe(f *fuego.Server) ([]byte, error) {
 
 // guard describes who may use a route, what refuses the others, and the limits.
 func guard(doc *openapi3.T, op *openapi3.Operation) {
+	refusal := func(code int, what string) {
+		op.AddResponse(code, openapi3.NewResponse().WithDescription(what).WithContent(openapi3.NewContentWithSchemaRef(
+			openapi3.NewSchemaRef("#/components/schemas/Problem", doc.Components.Schemas["Problem"].Value), []string{"application/problem+json"})))
+	}
+	refusal(http.StatusMisdirectedRequest, "No keys are asked for, and the request was sent to a name that is not in CORS_ORIGINS")
 	scope := op.Extensions[scopeMark]
 	op.Security = &openapi3.SecurityRequirements{}
 	switch scope {
@@ -264,8 +269,7 @@ func guard(doc *openapi3.T, op *openapi3.Operation) {
 	op.Description += fmt.Sprintf(" Needs the scope %s.", scope)
 	for code, what := range map[int]string{http.StatusUnauthorized: "No valid API key", http.StatusForbidden: "The key lacks the scope, or another site's page has sent this",
 		http.StatusTooManyRequests: "Too many requests, of this key or of all"} {
-		op.AddResponse(code, openapi3.NewResponse().WithDescription(what).WithContent(openapi3.NewContentWithSchemaRef(
-			openapi3.NewSchemaRef("#/components/schemas/Problem", doc.Components.Schemas["Problem"].Value), []string{"application/problem+json"})))
+		refusal(code, what)
 	}
 	for status, response := range op.Responses.Map() {
 		switch {

@@ -205,7 +205,12 @@ func shown(contentType string) string {
 	if contentType == "" {
 		return "none"
 	}
-	return strings.ToValidUTF8(contentType[:min(len(contentType), 100)], "?")
+	return clipped(contentType)
+}
+
+// clipped is what an answer repeats of what a client sent.
+func clipped(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), 100)], "?")
 }
 
 // baseName keeps the name's last element, whatever separators its system has.
