@@ -96,7 +96,7 @@ func (s *Server) checkUpload(in UploadRequest) (sum *[sha256.Size]byte, err erro
 	case in.ContentType == "":
 		fault("content_type", "content_type is missing: one of "+strings.Join(acceptedTypes, ", "))
 	case !slices.Contains(acceptedTypes, in.ContentType):
-		fault("content_type", fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", shown(in.ContentType), strings.Join(acceptedTypes, ", ")))
+		return nil, unaccepted("content_type", in.ContentType)
 	}
 	if in.Bytes < 1 {
 		fault("bytes", fmt.Sprintf("bytes is %d: it must be the file's size, 1 or more", in.Bytes))

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -132,7 +133,7 @@ func (s *Server) readUpload(w http.ResponseWriter, r *http.Request) (*upload, er
 			return nil, s.uploadError(err)
 		}
 	}
-	if err := u.interpret(fields, r.Header.Get("Idempotency-Key"), s.Outside); err != nil {
+	if err := u.interpret(fields, r.Header.Values("Idempotency-Key"), s.Outside); err != nil {
 		u.Close()
 		return nil, err
 	}
@@ -194,18 +195,16 @@ func (s *Server) readFile(u *upload, part *multipart.Part) error {
 	sent := part.Header.Get("Content-Type")
 	media, _, err := mime.ParseMediaType(sent)
 	if err != nil || !slices.Contains(acceptedTypes, media) {
-		return wrong(http.StatusBadRequest, "file", fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", shown(sent), strings.Join(acceptedTypes, ", ")))
+		return unaccepted("file", sent)
 	}
 	u.name = baseName(part.FileName())
 	u.file, err = s.spool(part)
 	return err
 }
 
-func shown(contentType string) string {
-	if contentType == "" {
-		return "none"
-	}
-	return clipped(contentType)
+// unaccepted speaks in the words of the Python service.
+func unaccepted(field, contentType string) *Problem {
+	return wrong(http.StatusBadRequest, field, fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", cmp.Or(clipped(contentType), "none"), strings.Join(acceptedTypes, ", ")))
 }
 
 // clipped is what an answer repeats of what a client sent.
@@ -313,7 +312,7 @@ func (s *Server) noRoom(cause error) error {
 }
 
 // interpret reads the fields, and names everything that is wrong with them.
-func (u *upload) interpret(fields map[string]string, headerKey string, outside *egress.Guard) error {
+func (u *upload) interpret(fields map[string]string, headerKeys []string, outside *egress.Guard) error {
 	var faults commands.Invalid
 	fault := func(field, message string) { faults = append(faults, commands.Fault{Field: field, Message: message}) }
 	u.token = fields["upload"]
@@ -333,8 +332,11 @@ func (u *upload) interpret(fields map[string]string, headerKey string, outside *
 			fault("operation_params", "Invalid operation_params: not a JSON object of operation names and their parameters, for instance {\"webp\":{\"quality\":80}}")
 		}
 	}
+	headerKey := strings.Join(headerKeys, "")
 	u.key = fields["idempotency_key"]
 	switch {
+	case len(headerKeys) > 1:
+		fault("idempotency_key", "the header Idempotency-Key is sent more than once")
 	case u.key != "" && headerKey != "" && u.key != headerKey:
 		fault("idempotency_key", "idempotency_key and the header Idempotency-Key differ; send one, or the same in both")
 	case u.key == "":

@@ -226,17 +226,18 @@ func directRefused(t *testing.T, p *program) {
 	}
 	sum := strings.Repeat("0", 64)
 	for name, c := range map[string]struct {
-		wish  any
-		field string
+		wish   any
+		status int
+		field  string
 	}{
-		"no type":       {api.UploadRequest{Bytes: 1}, "content_type"},
-		"text":          {api.UploadRequest{ContentType: "text/plain", Bytes: 1}, "content_type"},
-		"short sum":     {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:]}, "sha256"},
-		"no hex":        {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:] + "g"}, "sha256"},
-		"bytes in text": {map[string]any{"content_type": "image/png", "bytes": "1"}, "bytes"},
+		"no type":       {api.UploadRequest{Bytes: 1}, 422, "content_type"},
+		"text":          {api.UploadRequest{ContentType: "text/plain", Bytes: 1}, 400, "content_type"},
+		"short sum":     {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:]}, 422, "sha256"},
+		"no hex":        {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:] + "g"}, 422, "sha256"},
+		"bytes in text": {map[string]any{"content_type": "image/png", "bytes": "1"}, 422, "bytes"},
 	} {
 		status, body := p.wish("/api/uploads", c.wish)
-		require.Equal(t, http.StatusUnprocessableEntity, status, name)
+		require.Equal(t, c.status, status, name)
 		var problem api.Problem
 		require.NoError(t, json.Unmarshal(body, &problem), name)
 		require.Equal(t, c.field, problem.Errors[0].Field, name)
