@@ -156,7 +156,7 @@ func directLimits(t *testing.T, a, b *program) {
 		switch {
 		case size < 1:
 			require.Equal(t, http.StatusUnprocessableEntity, status)
-			require.Contains(t, string(body), "bytes is")
+			require.Contains(t, string(body), "bytes must be")
 		case size > direct:
 			require.Equal(t, http.StatusRequestEntityTooLarge, status)
 			require.Contains(t, string(body), "MAX_DIRECT_UPLOAD_BYTES allows 2097152")
@@ -241,6 +241,14 @@ func directRefused(t *testing.T, p *program) {
 		var problem api.Problem
 		require.NoError(t, json.Unmarshal(body, &problem), name)
 		require.Equal(t, c.field, problem.Errors[0].Field, name)
+	}
+	for _, bytes := range []string{"5.5", "1e2", "99999999999999999999", strings.Repeat("9", 5000), `"1"`, "0", "-1"} {
+		status, body := p.wish("/api/uploads", json.RawMessage(`{"content_type":"image/png","bytes":`+bytes+`}`))
+		require.Equal(t, http.StatusUnprocessableEntity, status, bytes)
+		var problem api.Problem
+		require.NoError(t, json.Unmarshal(body, &problem), bytes)
+		require.Equal(t, "bytes", problem.Errors[0].Field, bytes)
+		require.Equal(t, fmt.Sprintf("bytes must be the file's size: a whole number of bytes from 1 to %d (MAX_DIRECT_UPLOAD_BYTES)", direct), problem.Detail, bytes)
 	}
 }
 
