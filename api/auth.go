@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -46,8 +47,9 @@ type AuthConfig struct {
 	// ReadsPerMinute bounds the requests of one key in a minute that change nothing; 0 is no limit.
 	// Beyond it: 429 with Retry-After.
 	ReadsPerMinute int `env:"RATE_LIMIT_READS_PER_MINUTE" envDefault:"12000" range:"0 to 1000000" unit:"requests"`
-	// Origins are those whose pages may read answers, exactly as a browser sends them.
-	// Beyond it: a page of another origin hears nothing.
+	// Origins are those whose pages may read answers, exactly as a browser sends them. Where no keys
+	// are asked for on a loopback address, their names may be used for it.
+	// Beyond it: a page of another origin hears nothing; another name is 421.
 	Origins []string `env:"CORS_ORIGINS" example:"https://shop.example"`
 }
 
@@ -104,6 +106,33 @@ func ownPage(cfg AuthConfig) (*http.CrossOriginProtection, error) {
 		}
 	}
 	return protection, nil
+}
+
+// OwnNames refuses what is sent to a name that is not ours. It is for where nobody is asked for a
+// key since only this machine reaches the address: the page of another site may have that site's
+// name lead to this machine (DNS rebinding), and its browser then takes our answers for its own
+// site's. An address in numbers leads nowhere else, and what sends no Host is no browser.
+func OwnNames(cfg AuthConfig, host string, next http.Handler) http.Handler {
+	own := []string{"", "localhost", nameIn(host)}
+	for _, origin := range cfg.Origins {
+		if u, err := url.Parse(origin); err == nil {
+			own = append(own, nameIn(u.Host))
+		}
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := nameIn(r.Host)
+		if _, err := netip.ParseAddr(name); err == nil || slices.Contains(own, name) || strings.HasSuffix(name, ".localhost") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		identify(w, r)
+		problem(http.StatusMisdirectedRequest, fmt.Sprintf("PixTools asks for no API keys here, and so answers to no name that another site may have given to this machine, such as %s. Use localhost or 127.0.0.1; if the name is yours, put its origin into CORS_ORIGINS.", clipped(name))).write(w)
+	})
+}
+
+// nameIn is the name or address in a Host header, as names are compared.
+func nameIn(host string) string {
+	return strings.ToLower(strings.TrimSuffix((&url.URL{Host: host}).Hostname(), "."))
 }
 
 // enter says who sends a request for a route, or why it is not let in.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -29,17 +30,25 @@ func readBody(w http.ResponseWriter, r *http.Request, into any) error {
 	if len(raw) == 0 {
 		return nil
 	}
+	if start := bytes.TrimLeft(raw, " \t\r\n"); len(start) == 0 || start[0] != '{' {
+		return invalid("body", "the body must be a JSON object")
+	}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(into); err != nil {
 		var kind *json.UnmarshalTypeError
 		if errors.As(err, &kind) && kind.Field != "" {
 			field := kind.Field[strings.LastIndexByte(kind.Field, '.')+1:] // the name as clients know it
-			return invalid(field, fmt.Sprintf("%s is a %s; it must be %s", field, kind.Value, wanted(kind.Type)))
+			return invalid(field, fmt.Sprintf("%s is a %s; it must be %s", field, clipped(kind.Value), wanted(kind.Type)))
 		}
 		var moment *time.ParseError
 		if errors.As(err, &moment) {
 			return invalid("body", fmt.Sprintf("%s is no time such as 2026-11-24T12:00:00Z", moment.Value))
+		}
+		if quoted, unknown := strings.CutPrefix(err.Error(), "json: unknown field "); unknown {
+			if name, err := strconv.Unquote(quoted); err == nil {
+				return invalid(clipped(name), fmt.Sprintf("%q is nothing that this request takes; see /docs", clipped(name)))
+			}
 		}
 		return invalid("body", "the body is not the JSON object that is asked for: "+err.Error())
 	}
@@ -60,6 +69,8 @@ func wanted(t reflect.Type) string {
 		return "an array"
 	case reflect.Struct, reflect.Map:
 		return "an object"
+	case reflect.Int, reflect.Int32, reflect.Int64:
+		return "a whole number"
 	}
 	return "a number"
 }

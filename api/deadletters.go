@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/pixtools/pixtools/commands"
+	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/telemetry"
 	"github.com/pixtools/pixtools/projections"
@@ -196,11 +197,37 @@ func (s *Server) selectLetters(ctx context.Context, f projections.LetterFilter, 
 	if err := s.DeadLetters.Await(ctx); err != nil {
 		return nil, 0, unavailable("The dead letters cannot be read to their end.", err)
 	}
+	if err := s.pickable("operation", f.Operation, operations.Names(), projections.LetterFilter{Operation: f.Operation}); err != nil {
+		return nil, 0, err
+	}
+	if err := s.pickable("type", f.Type, eventTypes(), projections.LetterFilter{Type: f.Type}); err != nil {
+		return nil, 0, err
+	}
 	page, more, err := s.DeadLetters.List(f, limit)
 	if errors.Is(err, projections.ErrNotFound) {
 		return nil, 0, invalid("after", "after is the id of no dead letter that is still kept")
 	}
 	return page, more, err
+}
+
+// pickable refuses a value that is none of those that there are. A letter may have another one all
+// the same, of another version or of a record that is broken: then it may be picked by that.
+func (s *Server) pickable(field, value string, known []string, having projections.LetterFilter) error {
+	if value == "" || slices.Contains(known, value) {
+		return nil
+	}
+	if found, _, err := s.DeadLetters.List(having, 1); err != nil || len(found) > 0 {
+		return err
+	}
+	return invalid(field, fmt.Sprintf("%s must be one of %s, or what a dead letter has", field, strings.Join(known, ", ")))
+}
+
+// eventTypes are the ce_type of every event there is.
+func eventTypes() (types []string) {
+	for _, m := range events.Catalogue() {
+		types = append(types, string(m.ProtoReflect().Descriptor().FullName()))
+	}
+	return types
 }
 
 func nextAfter(page []*events.DeadLetter, more int) *string {

@@ -62,6 +62,10 @@ func (s *Server) upload(c fuego.ContextNoBody) (Upload, error) {
 		return Upload{}, err
 	}
 	if err := readBody(c.Response(), c.Request(), &in); err != nil {
+		var p *Problem
+		if errors.As(err, &p) && len(p.Errors) > 0 && p.Errors[0].Field == "bytes" {
+			err = invalid("bytes", s.sizes())
+		}
 		return Upload{}, err
 	}
 	sum, err := s.checkUpload(in)
@@ -96,10 +100,10 @@ func (s *Server) checkUpload(in UploadRequest) (sum *[sha256.Size]byte, err erro
 	case in.ContentType == "":
 		fault("content_type", "content_type is missing: one of "+strings.Join(acceptedTypes, ", "))
 	case !slices.Contains(acceptedTypes, in.ContentType):
-		fault("content_type", fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", shown(in.ContentType), strings.Join(acceptedTypes, ", ")))
+		return nil, unaccepted("content_type", in.ContentType)
 	}
 	if in.Bytes < 1 {
-		fault("bytes", fmt.Sprintf("bytes is %d: it must be the file's size, 1 or more", in.Bytes))
+		fault("bytes", s.sizes())
 	}
 	if in.SHA256 != "" {
 		raw, err := hex.DecodeString(in.SHA256)
@@ -116,6 +120,10 @@ func (s *Server) checkUpload(in UploadRequest) (sum *[sha256.Size]byte, err erro
 		return nil, s.tooLargeDirect("bytes", in.Bytes)
 	}
 	return sum, nil
+}
+
+func (s *Server) sizes() string {
+	return fmt.Sprintf("bytes must be the file's size: a whole number of bytes from 1 to %d (MAX_DIRECT_UPLOAD_BYTES)", s.cfg.MaxDirectUploadBytes)
 }
 
 func (s *Server) tooLargeDirect(field string, bytes int64) *Problem {

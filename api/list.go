@@ -225,7 +225,7 @@ func unlisted(err error) error {
 func jobFilter(tenant string, given url.Values, known []string) (f projections.JobFilter, err error) {
 	for name, values := range given {
 		if !slices.Contains(known, name) {
-			return f, invalid(name, fmt.Sprintf("%s is none of %s", name, strings.Join(known, ", ")))
+			return f, invalid(clipped(name), fmt.Sprintf("%s is none of %s", clipped(name), strings.Join(known, ", ")))
 		}
 		if len(values) > 1 {
 			return f, invalid(name, name+" is given more than once; several statuses or outcomes go into one, with commas")
@@ -260,6 +260,15 @@ func standings(status, outcome string) ([]projections.Standing, error) {
 	if status == "" && outcome == "" {
 		return nil, nil
 	}
+	all := func(of func(projections.Standing) string) (values []string) {
+		for standing := range words {
+			if of(standing) != "" {
+				values = append(values, of(standing))
+			}
+		}
+		slices.Sort(values)
+		return slices.Compact(values)
+	}
 	pick := func(field, given string, of func(projections.Standing) string) (map[projections.Standing]bool, error) {
 		picked := map[projections.Standing]bool{}
 		for _, wanted := range strings.Split(given, ",") {
@@ -270,7 +279,7 @@ func standings(status, outcome string) ([]projections.Standing, error) {
 				}
 			}
 			if !found {
-				return nil, invalid(field, fmt.Sprintf("%s is %q: it must be one or more, with commas, of those that the list shows; see /docs", field, wanted))
+				return nil, invalid(field, fmt.Sprintf("%s is %q: it must be one or more, with commas, of %s", field, clipped(wanted), strings.Join(all(of), ", ")))
 			}
 		}
 		return picked, nil
@@ -290,7 +299,7 @@ func standings(status, outcome string) ([]projections.Standing, error) {
 		}
 	}
 	if len(both) == 0 {
-		return nil, invalid("outcome", fmt.Sprintf("no job has the status %s and the outcome %s", status, outcome))
+		return nil, invalid("outcome", fmt.Sprintf("no job has the status %s and the outcome %s", clipped(status), clipped(outcome)))
 	}
 	slices.Sort(both)
 	return both, nil

@@ -2,6 +2,7 @@ package api
 
 import (
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -95,6 +96,29 @@ func TestRoutesSayWhoMayUseThem(t *testing.T) {
 				require.NotNil(t, op.Responses.Value(status), "%s %s: %s", method, path, status)
 			}
 		}
+	}
+}
+
+// A name leads where its owner says, and a page of that name would read what we answer: only names that are ours count.
+func TestOwnNames(t *testing.T) {
+	ask := func(host string) *httptest.ResponseRecorder {
+		request, answer := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil), httptest.NewRecorder()
+		request.Host = host
+		OwnNames(AuthConfig{Origins: []string{"https://Pictures.example:8443"}}, "laptop.lan", http.NotFoundHandler()).ServeHTTP(answer, request)
+		return answer
+	}
+	for _, host := range []string{"", "localhost", "LOCALHOST.:8000", "pixtools.localhost:8000", "127.0.0.1", "127.0.0.1:8000", "192.0.2.7:1", "[::1]", "[::1]:8000",
+		"[fe80::1%25lo]:8000", "laptop.lan:8000", "Laptop.LAN", "pictures.example", "pictures.example.:8443"} {
+		require.Equal(t, http.StatusNotFound, ask(host).Code, host)
+	}
+	for _, host := range []string{"evil.example", "evil.example:8000", "EVIL.example.", "localhost.evil.example", "evillocalhost", "evil.pictures.example", "127.0.0.1.evil.example:8000",
+		"example:8000", "[evil.example]:80", strings.Repeat("e", 5000)} {
+		answer := ask(host)
+		require.Equal(t, http.StatusMisdirectedRequest, answer.Code, host)
+		require.Equal(t, "application/problem+json", answer.Header().Get("Content-Type"))
+		require.NotEmpty(t, answer.Header().Get("X-Request-ID"))
+		require.Contains(t, answer.Body.String(), "CORS_ORIGINS")
+		require.Less(t, answer.Body.Len(), 500)
 	}
 }
 

@@ -67,7 +67,7 @@ func (s *Server) routes(f *fuego.Server) {
 	fuego.Post(f, "/api/uploads", s.upload,
 		needs(apikeys.Submit), fuego.OptionOperationID("upload"), fuego.OptionSummary("Prepare a direct upload"),
 		fuego.OptionOverrideDescription("Signs a request with which the client stores a file itself, in the object storage. It may be larger than MAX_UPLOAD_BYTES; POST /api/process then takes upload in the place of file."),
-		problems(413, 422, 503, 507))
+		problems(400, 413, 422, 503, 507))
 	picked := fuego.GroupOptions(
 		fuego.OptionQuery("status", "Only jobs of this status, or of these, with commas"),
 		fuego.OptionQuery("outcome", "Only jobs of this outcome, or of these, with commas"),
@@ -113,7 +113,7 @@ func (s *Server) routes(f *fuego.Server) {
 		problems(404, 409, 413, 422, 503))
 	fuego.Delete(f, "/api/jobs/{job_id}", s.delete,
 		needs(apikeys.Submit), fuego.OptionOperationID("deleteJob"), fuego.OptionSummary("Delete a job"),
-		fuego.OptionOverrideDescription("For good: from here on the job is 404, and no list has it. Its pictures are removed a moment later. An open job is 409: cancel it first. An idempotency key of it goes on to mean it."),
+		fuego.OptionOverrideDescription("For good: from here on the job is 404, and no list has it. Its pictures are removed a moment later. An open job is 409: cancel it first. What is submitted again under an idempotency key of it is 422."),
 		fuego.OptionDefaultStatusCode(http.StatusNoContent), problems(404, 409, 422, 503))
 	fuego.Post(f, "/api/jobs/{job_id}/webhook", s.redeliver,
 		needs(apikeys.Submit), fuego.OptionOperationID("redeliver"), fuego.OptionSummary("Call a job's webhook again"),
@@ -250,6 +250,11 @@ func describe(f *fuego.Server) ([]byte, error) {
 
 // guard describes who may use a route, what refuses the others, and the limits.
 func guard(doc *openapi3.T, op *openapi3.Operation) {
+	refusal := func(code int, what string) {
+		op.AddResponse(code, openapi3.NewResponse().WithDescription(what).WithContent(openapi3.NewContentWithSchemaRef(
+			openapi3.NewSchemaRef("#/components/schemas/Problem", doc.Components.Schemas["Problem"].Value), []string{"application/problem+json"})))
+	}
+	refusal(http.StatusMisdirectedRequest, "No keys are asked for, and the request was sent to a name that is not in CORS_ORIGINS")
 	scope := op.Extensions[scopeMark]
 	op.Security = &openapi3.SecurityRequirements{}
 	switch scope {
@@ -264,8 +269,7 @@ func guard(doc *openapi3.T, op *openapi3.Operation) {
 	op.Description += fmt.Sprintf(" Needs the scope %s.", scope)
 	for code, what := range map[int]string{http.StatusUnauthorized: "No valid API key", http.StatusForbidden: "The key lacks the scope, or another site's page has sent this",
 		http.StatusTooManyRequests: "Too many requests, of this key or of all"} {
-		op.AddResponse(code, openapi3.NewResponse().WithDescription(what).WithContent(openapi3.NewContentWithSchemaRef(
-			openapi3.NewSchemaRef("#/components/schemas/Problem", doc.Components.Schemas["Problem"].Value), []string{"application/problem+json"})))
+		refusal(code, what)
 	}
 	for status, response := range op.Responses.Map() {
 		switch {

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/go-fuego/fuego"
 	"github.com/go-redis/redis_rate/v10"
 	"github.com/google/uuid"
@@ -213,7 +216,9 @@ type Server struct {
 	access map[string]apikeys.Scope
 	// named are the paths that are named in full.
 	named map[string]bool
-	mux   *http.ServeMux
+	// queried are the routes that read a query string, by pattern.
+	queried map[string]bool
+	mux     *http.ServeMux
 	// entrance is serve, with a span around it where spans are sent.
 	entrance http.Handler
 	spec     []byte
@@ -233,9 +238,12 @@ func New(cfg Config, parts Parts) (*Server, error) {
 	)
 	s.routes(f)
 	var err error
-	s.named = map[string]bool{}
-	for path := range f.OpenAPI.Description().Paths.Map() {
+	s.named, s.queried = map[string]bool{}, map[string]bool{}
+	for path, item := range f.OpenAPI.Description().Paths.Map() {
 		s.named[path] = !strings.Contains(path, "{")
+		for method, op := range item.Operations() {
+			s.queried[method+" "+path] = slices.ContainsFunc(op.Parameters, func(p *openapi3.ParameterRef) bool { return p.Value.In == "query" })
+		}
 	}
 	if s.access, err = accessOf(f.OpenAPI.Description()); err != nil {
 		return nil, err
@@ -329,6 +337,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.sendError(q, r, err)
 		return
 	}
+	// What reads single parameters hears nothing of those that cannot be read, and would answer as if they were not there.
+	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil && s.queried[pattern] {
+		s.sendError(q, r, invalid("query", "the query string cannot be read: "+err.Error()+"; write % as %25, ; as %3B and & within a value as %26"))
+		return
+	}
 	s.mux.ServeHTTP(q, r.WithContext(apikeys.With(r.Context(), who)))
 }
 
@@ -369,6 +382,9 @@ func (s *Server) unrouted(w http.ResponseWriter, r *http.Request) *Problem {
 		_, pattern := s.mux.Handler(other)
 		if pattern != "" && (!named || pattern == method+" "+r.URL.Path) { // what is named in full is not meant as a parameter
 			allowed = append(allowed, method)
+			if method == http.MethodGet {
+				allowed = append(allowed, http.MethodHead)
+			}
 		}
 	}
 	if len(allowed) > 0 {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"net/textproto"
 	"os"
 	"path"
 	"slices"
@@ -132,7 +134,7 @@ func (s *Server) readUpload(w http.ResponseWriter, r *http.Request) (*upload, er
 			return nil, s.uploadError(err)
 		}
 	}
-	if err := u.interpret(fields, r.Header.Get("Idempotency-Key"), s.Outside); err != nil {
+	if err := u.interpret(fields, r.Header.Values("Idempotency-Key"), s.Outside); err != nil {
 		u.Close()
 		return nil, err
 	}
@@ -142,11 +144,14 @@ func (s *Server) readUpload(w http.ResponseWriter, r *http.Request) (*upload, er
 func (s *Server) uploadError(err error) error {
 	var p *Problem
 	var tooLarge *http.MaxBytesError
+	var malformed textproto.ProtocolError
 	switch {
 	case errors.As(err, &p):
 		return p
 	case errors.As(err, &tooLarge):
 		return s.tooLarge()
+	case errors.As(err, &malformed):
+		return invalid("file", "the form cannot be read: a header of a part is malformed. The file name, as every other name in it, must be without NUL and other control characters")
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return invalid("file", "the upload ended before its end was reached")
 	}
@@ -194,18 +199,21 @@ func (s *Server) readFile(u *upload, part *multipart.Part) error {
 	sent := part.Header.Get("Content-Type")
 	media, _, err := mime.ParseMediaType(sent)
 	if err != nil || !slices.Contains(acceptedTypes, media) {
-		return wrong(http.StatusBadRequest, "file", fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", shown(sent), strings.Join(acceptedTypes, ", ")))
+		return unaccepted("file", sent)
 	}
 	u.name = baseName(part.FileName())
 	u.file, err = s.spool(part)
 	return err
 }
 
-func shown(contentType string) string {
-	if contentType == "" {
-		return "none"
-	}
-	return strings.ToValidUTF8(contentType[:min(len(contentType), 100)], "?")
+// unaccepted speaks in the words of the Python service.
+func unaccepted(field, contentType string) *Problem {
+	return wrong(http.StatusBadRequest, field, fmt.Sprintf("Unsupported file type: %s. Accepted: [%s]", cmp.Or(clipped(contentType), "none"), strings.Join(acceptedTypes, ", ")))
+}
+
+// clipped is what an answer repeats of what a client sent.
+func clipped(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), 100)], "?")
 }
 
 // baseName keeps the name's last element, whatever separators its system has.
@@ -308,7 +316,7 @@ func (s *Server) noRoom(cause error) error {
 }
 
 // interpret reads the fields, and names everything that is wrong with them.
-func (u *upload) interpret(fields map[string]string, headerKey string, outside *egress.Guard) error {
+func (u *upload) interpret(fields map[string]string, headerKeys []string, outside *egress.Guard) error {
 	var faults commands.Invalid
 	fault := func(field, message string) { faults = append(faults, commands.Fault{Field: field, Message: message}) }
 	u.token = fields["upload"]
@@ -324,12 +332,16 @@ func (u *upload) interpret(fields map[string]string, headerKey string, outside *
 		fault("operations", "Invalid operations: not a JSON array of names, for instance [\"webp\"]")
 	}
 	if text, ok := fields["operation_params"]; ok {
-		if err := strict(text, &u.parameters); err != nil {
-			fault("operation_params", "Invalid operation_params: not a JSON object of operation names and their parameters, for instance {\"webp\":{\"quality\":80}}")
+		var says string
+		if u.parameters, says = readParameters(text); says != "" {
+			fault("operation_params", "Invalid operation_params: "+says)
 		}
 	}
+	headerKey := strings.Join(headerKeys, "")
 	u.key = fields["idempotency_key"]
 	switch {
+	case len(headerKeys) > 1:
+		fault("idempotency_key", "the header Idempotency-Key is sent more than once")
 	case u.key != "" && headerKey != "" && u.key != headerKey:
 		fault("idempotency_key", "idempotency_key and the header Idempotency-Key differ; send one, or the same in both")
 	case u.key == "":
@@ -349,6 +361,60 @@ func (u *upload) interpret(fields map[string]string, headerKey string, outside *
 		return faults
 	}
 	return nil
+}
+
+// readParameters reads operation_params, or says what is wrong with it. Of a name that is there
+// twice a decoder would take the last, and nobody would hear of the other.
+func readParameters(text string) (parameters map[string]map[string]any, says string) {
+	const form = `for instance {"webp":{"quality":80}}`
+	given, twice, ok := members([]byte(text))
+	switch {
+	case !ok:
+		return nil, "not a JSON object of operation names and their parameters, " + form
+	case twice != "":
+		return nil, clipped(twice) + " is there more than once"
+	}
+	for operation, raw := range given {
+		values, twice, ok := members(raw)
+		switch {
+		case !ok:
+			return nil, clipped(operation) + " is not a JSON object of parameters, " + form
+		case twice != "":
+			return nil, clipped(operation+"."+twice) + " is there more than once"
+		}
+		if parameters == nil {
+			parameters = map[string]map[string]any{}
+		}
+		parameters[operation] = map[string]any{}
+		for name, raw := range values {
+			var value any
+			if err := json.Unmarshal(raw, &value); err != nil { // it is JSON: a number that no float holds
+				return nil, fmt.Sprintf("%s is %s, which is out of range", clipped(operation+"."+name), clipped(string(raw)))
+			}
+			parameters[operation][name] = value
+		}
+	}
+	return parameters, ""
+}
+
+// members are those of a JSON object, or none of null; twice is a name that more than one has.
+func members(raw []byte) (found map[string]json.RawMessage, twice string, ok bool) {
+	if json.Unmarshal(raw, &found) != nil {
+		return nil, "", false
+	}
+	decoder, seen := json.NewDecoder(bytes.NewReader(raw)), map[string]bool{}
+	_, _ = decoder.Token() // it was read once, so that nothing here fails
+	for decoder.More() {
+		token, _ := decoder.Token()
+		var value json.RawMessage
+		_ = decoder.Decode(&value)
+		name, _ := token.(string)
+		if seen[name] {
+			return nil, name, true
+		}
+		seen[name] = true
+	}
+	return found, "", true
 }
 
 // strict decodes one JSON value and nothing after it.

@@ -68,6 +68,7 @@ func TestSubmitAgain(t *testing.T) {
 	var conflict *Conflict
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, "idempotency_key", conflict.Field)
+	require.Contains(t, conflict.Message, "used before")
 }
 
 func TestFingerprintTellsRequestsApart(t *testing.T) {

@@ -66,12 +66,13 @@ func TestDelete(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, decided)
 	}
-	// A key that is used again means its job, whatever became of it.
+	// Its key is used up, for the same request and for another.
 	request := submit("webp", "avif", "denoise", "jpg")
-	again, err := request.Decide(gone)
-	require.NoError(t, err)
-	require.Empty(t, again)
-	request.Fingerprint = []byte("other")
-	_, err = request.Decide(gone)
-	require.ErrorAs(t, err, &conflict)
+	for _, fingerprint := range [][]byte{request.Fingerprint, []byte("other")} {
+		request.Fingerprint = fingerprint
+		_, err = request.Decide(gone)
+		require.ErrorAs(t, err, &conflict)
+		require.Equal(t, "idempotency_key", conflict.Field)
+		require.Contains(t, conflict.Message, "was deleted")
+	}
 }

@@ -62,6 +62,9 @@ func KeyConflict() *Conflict {
 // Decide gives JobRequested; nothing if the job was requested before by an equal
 // request; Invalid or *Conflict if it cannot be.
 func (c Submit) Decide(state *events.Job) ([]events.Event, error) {
+	if state.GetPhase() == events.Phase_PHASE_DELETED { // its id would be answered, and found never
+		return nil, &Conflict{Field: "idempotency_key", Message: "the job of this idempotency_key was deleted; use a new key"}
+	}
 	if state != nil {
 		known := state.GetIdempotencyFingerprint() // of some jobs that came from elsewhere it is not
 		if len(known) > 0 && !bytes.Equal(known, c.Fingerprint) {

@@ -682,4 +682,10 @@ func TestNoKeysOnALaptop(t *testing.T) {
 	b.shows("#session", "No API keys asked for")
 	b.accessible("without keys")
 	require.Equal(t, http.StatusForbidden, p.demand(http.MethodPost, "/api/jobs/"+uuid.NewString()+"/cancel", "Origin", "https://evil.example").status, "other sites' pages change nothing here")
+	for _, path := range []string{"/", "/settings.json", "/api/jobs", "/api/livez", "/metrics", "/nothing"} {
+		request, err := http.NewRequestWithContext(within(t), http.MethodGet, p.base+path, nil)
+		require.NoError(t, err)
+		request.Host = "evil.example"
+		require.Equal(t, http.StatusMisdirectedRequest, p.answered(request).status, "%s by a name that leads here", path)
+	}
 }

@@ -63,8 +63,18 @@ func TestContract(t *testing.T) {
 		{"quality 100", []part{image, ops, field("operation_params", `{"webp":{"quality":100}}`)}, nil, 202, "", ""},
 		{"quality 101", []part{image, ops, field("operation_params", `{"webp":{"quality":101}}`)}, nil, 422, "from 1 to 100", "operation_params"},
 		{"parameters of another operation", []part{image, ops, field("operation_params", `{"avif":{"quality":1}}`)}, nil, 422, `"avif"`, "operation_params"},
+		{"parameters that are none", []part{image, ops, field("operation_params", `{"webp":5}`)}, nil, 422, "webp is not a JSON object", "operation_params"},
+		{"parameters cut off", []part{image, ops, field("operation_params", `{"webp":{}`)}, nil, 422, "not a JSON object of operation names", "operation_params"},
+		{"parameters null", []part{image, ops, field("operation_params", `{"webp":null}`)}, nil, 202, "", ""},
+		{"no parameters", []part{image, ops, field("operation_params", ` null `)}, nil, 202, "", ""},
+		{"quality out of range", []part{image, ops, field("operation_params", `{"webp":{"quality":1e400}}`)}, nil, 422, "webp.quality is 1e400", "operation_params"},
+		{"quality twice", []part{image, ops, field("operation_params", `{"webp":{"quality":1,"quality":2}}`)}, nil, 422, "webp.quality is there more than once", "operation_params"},
+		{"parameters twice", []part{image, ops, field("operation_params", `{"webp":{},"webp":{}}`)}, nil, 422, "webp is there more than once", "operation_params"},
+		{"parameters twice, written otherwise", []part{image, ops, field("operation_params", `{"webp":null,"\u0077ebp":{}}`)}, nil, 422, "webp is there more than once", "operation_params"},
+		{"NUL in the file name", []part{file("a\x00b.png", "image/png", small), ops}, nil, 422, "The file name", "file"},
 		{"keys that differ", []part{image, ops, field("idempotency_key", "a")}, http.Header{"Idempotency-Key": {"b"}}, 422, "differ", "idempotency_key"},
 		{"keys that agree", []part{image, ops, field("idempotency_key", "agree")}, http.Header{"Idempotency-Key": {"agree"}}, 202, "", ""},
+		{"two keys in headers", []part{image, ops}, http.Header{"Idempotency-Key": {"a", "a"}}, 422, "Idempotency-Key is sent more than once", "idempotency_key"},
 		{"key of 255 bytes", []part{image, ops, field("idempotency_key", strings.Repeat("k", 255))}, nil, 202, "", ""},
 		{"key of 256 bytes", []part{image, ops, field("idempotency_key", strings.Repeat("k", 256))}, nil, 422, "255 bytes", "idempotency_key"},
 		{"webhook", []part{image, ops, field("webhook_url", "https://example.org/hook")}, nil, 202, "", ""},
@@ -119,6 +129,20 @@ func TestContract(t *testing.T) {
 }
 
 func readsOf(t *testing.T, p *program) {
+	nobody := "/api/jobs/" + uuid.NewString()
+	for _, path := range []string{"/api/jobs?limit=1&status=FAILED%", "/api/jobs?limit=1;status=FAILED", "/api/jobs/totals?%zz", "/api/usage?from=2026-11-01&to=%", nobody + "?wait=1%", nobody + "/events?after=%",
+		"/api/dead-letters?limit=1&%"} {
+		var problem api.Problem
+		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, path, nil, &problem), path)
+		require.Equal(t, "query", problem.Errors[0].Field, path)
+		require.Contains(t, problem.Detail, "the query string cannot be read", path)
+	}
+	require.Equal(t, http.StatusOK, p.demand(http.MethodGet, "/api/livez?%").status, "it reads no query")
+	for path, allowed := range map[string]string{"/api/jobs": "GET, HEAD", "/api/process": "POST", nobody: "GET, HEAD, DELETE", "/": "GET, HEAD", "/api/session": "GET, HEAD, POST, DELETE"} {
+		refused := p.demand(http.MethodPatch, path)
+		require.Equal(t, http.StatusMethodNotAllowed, refused.status, path)
+		require.Equal(t, allowed, refused.header.Get("Allow"), path)
+	}
 	for path, want := range map[string]int{
 		"/api/jobs/no-uuid": 422, "/api/jobs/" + uuid.NewString(): 404, "/api/jobs/" + uuid.NewString() + "?after=x": 422,
 		"/api/jobs/" + uuid.NewString() + "?wait=61": 422, "/api/jobs/" + uuid.NewString() + "?wait=-1": 422, "/api/nothing": 404,

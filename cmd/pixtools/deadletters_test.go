@@ -64,15 +64,19 @@ func TestRetry(t *testing.T) {
 		`{"operations":["avif"]}`:      "no operation of this job",
 		`{"operations":["png","png"]}`: "more than once",
 		`{"operations":5}`:             "operations",
-		`{"ops":["png"]}`:              "ops",
+		`{"ops":["png"]}`:              `"ops" is nothing that this request takes`,
 		`{"operations":["png"]} {}`:    "after its JSON object",
-		`[]`:                           "JSON object",
+		`[]`:                           "the body must be a JSON object", `5`: "the body must be a JSON object", ` null`: "the body must be a JSON object", " ": "the body must be a JSON object",
+		`{"` + strings.Repeat("o", 1000) + `":1}`:              "is nothing that",
 		`{"operations":["` + strings.Repeat("x", 1000) + `"]}`: "no operation of this job",
 	} {
 		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodPost, "/api/jobs/"+id+"/retry", body, &problem), body)
 		require.Contains(t, problem.Detail, says)
+		require.NotContains(t, problem.Detail, "api.", "no type of the program")
 		require.Less(t, len(problem.Detail), 300)
 	}
+	require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodPost, "/api/jobs/"+id+"/retry", `{"ops":["png"]}`, &problem))
+	require.Equal(t, "ops", problem.Errors[0].Field)
 	require.Equal(t, http.StatusRequestEntityTooLarge, p.ask(http.MethodPost, "/api/jobs/"+id+"/retry", strings.Repeat(" ", 64<<10+1), &problem))
 
 	var retried api.Retried
@@ -226,10 +230,17 @@ func TestDeadLetters(t *testing.T) {
 	require.Contains(t, out, "there is no such dead letter")
 
 	var problem api.Problem
-	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "state=closed", "since=yesterday", "after=" + uuid.NewString(), "job_id=x", "status=all"} {
+	for _, query := range []string{"limit=0", "limit=1001", "limit=x", "state=closed", "since=yesterday", "after=" + uuid.NewString(), "job_id=x", "status=all", "operation=foo", "type=foo"} {
 		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, "/api/dead-letters?"+query, nil, &problem), query)
 		require.Equal(t, strings.Split(query, "=")[0], problem.Errors[0].Field)
 	}
+	for field, known := range map[string]string{"operation": "jpg, png, webp, avif, denoise", "type": "pixtools.events.v1.JobRequested, pixtools.events.v1.OperationStarted"} {
+		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodPost, "/api/dead-letters/redrive", `{"`+field+`":"foo"}`, &problem), field)
+		require.Equal(t, field, problem.Errors[0].Field)
+		require.Contains(t, problem.Detail, known)
+	}
+	require.Empty(t, list("type=pixtools.events.v1.JobDeleted&operation=jpg").DeadLetters)
+	require.NotEmpty(t, list("type=x%3F&state=all").DeadLetters, "a broken record's type, which is no event's")
 	require.Equal(t, http.StatusNotFound, p.ask(http.MethodGet, "/api/dead-letters/"+uuid.NewString(), nil, &problem))
 	require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, "/api/dead-letters/x", nil, &problem))
 	require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodPost, "/api/dead-letters/redrive", nil, &problem), "nothing was named")

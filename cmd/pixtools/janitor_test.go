@@ -224,10 +224,12 @@ func testJanitor(t *testing.T, p *program) {
 	var totals api.JobTotals
 	require.Equal(t, http.StatusOK, p.ask(http.MethodGet, "/api/jobs/totals", nil, &totals))
 	require.EqualValues(t, 2, totals.Jobs)
-	require.Equal(t, deleted, p.submit(content, field("operations", `["webp"]`), field("idempotency_key", "once")), "a key means its job, whatever became of it")
-	refused, _, err := p.post(nil, content, field("operations", `["jpg"]`), field("idempotency_key", "once"))
-	require.NoError(t, err)
-	require.Equal(t, http.StatusUnprocessableEntity, refused.StatusCode)
+	for _, op := range []string{"webp", "jpg"} {
+		refused, body, err := p.post(nil, content, field("operations", `["`+op+`"]`), field("idempotency_key", "once"))
+		require.NoError(t, err)
+		require.Equal(t, http.StatusUnprocessableEntity, refused.StatusCode)
+		require.Contains(t, string(body), "the job of this idempotency_key was deleted", op)
+	}
 	for key := range below(left, "raw/"+deleted, "processed/"+deleted) {
 		left = without(left, key)
 	}

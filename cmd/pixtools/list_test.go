@@ -95,7 +95,7 @@ func TestListJobs(t *testing.T) {
 	require.Equal(t, http.StatusOK, p.ask(http.MethodGet, "/api/jobs?limit=2", nil, &page))
 	position := response.Header.Get(api.PositionHeader)
 	for query, field := range map[string]string{
-		"limit=0": "limit", "limit=4": "limit", "limit=x": "limit", "status=DONE": "status", "status=FAILED,": "status", "outcome=FAILED&status=COMPLETED": "outcome",
+		"limit=0": "limit", "limit=4": "limit", "limit=x": "limit", "status=DONE": "status", "outcome=FOO": "outcome", "status=" + strings.Repeat("s", 2000): "status", "outcome=FAILED&status=" + strings.Repeat("COMPLETED,", 200) + "COMPLETED": "outcome", "status=FAILED,": "status", "outcome=FAILED&status=COMPLETED": "outcome",
 		"operation=gif": "operation", "since=yesterday": "since", "until=2026-11-24": "until", "q=x": "q", "q=" + ids[0] + "0": "q", "q=01234567f": "q",
 		"cursor=x": "cursor", "cursor=" + *page.Next + "&operation=webp": "cursor", "after=x": "after", "at=" + position: "at", "at=yesterday": "at", "at=2100-01-01T00:00:00Z": "at",
 		"at=2026-01-01T00:00:00Z&after=" + position: "at", "cursor=" + *page.Next + "&at=2026-01-01T00:00:00Z": "cursor", "page=2": "page", "status=FAILED&status=PENDING": "status",
@@ -103,6 +103,13 @@ func TestListJobs(t *testing.T) {
 		var problem api.Problem
 		require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, "/api/jobs?"+query, nil, &problem), query)
 		require.Equal(t, field, problem.Errors[0].Field, query)
+		require.Less(t, len(problem.Detail), 400, query)
+		switch field {
+		case "status":
+			require.Regexp(t, "COMPLETED, COMPLETED_WEBHOOK_FAILED, FAILED, PENDING, PROCESSING$|more than once", problem.Detail)
+		case "outcome":
+			require.Regexp(t, "CANCELLED, FAILED, PARTIAL, SUCCEEDED$|no job has", problem.Detail)
+		}
 		if field != "limit" && field != "cursor" {
 			require.Equal(t, http.StatusUnprocessableEntity, p.ask(http.MethodGet, "/api/jobs/totals?"+query, nil, &problem), query)
 		}

@@ -256,14 +256,19 @@ func listen(cfg config) (net.Listener, error) {
 // authentication says whether API keys are asked for, where API_AUTH does not: not of those on
 // the machine on which everything, or a part of it, runs embedded.
 func authentication(cfg config, address net.Addr) string {
-	tcp, ok := address.(*net.TCPAddr)
 	switch {
 	case cfg.API.Auth.Mode != "":
 		return cfg.API.Auth.Mode
-	case cfg.needs() != (embedded.Needs{}) && ok && tcp.IP.IsLoopback():
+	case cfg.needs() != (embedded.Needs{}) && onlyHere(address):
 		return api.AuthOff
 	}
 	return api.AuthKeys
+}
+
+// onlyHere says whether an address is reached from this machine alone.
+func onlyHere(address net.Addr) bool {
+	tcp, ok := address.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // connect makes the clients of all parts, and reaches none of them yet.
@@ -672,7 +677,11 @@ func (s *services) open(ctx context.Context, group *errgroup.Group, listener net
 	entrance.leadTo(api.Starting(api.Parts{Store: s.store, Kafka: s.submissions, Redis: s.redis,
 		Reader: projections.NewReader(s.cfg.Read, s.db, [16]byte{}, s.log), Log: s.log.With("role", "api")}, s.waiting.list))
 	// No read or write timeout here: uploads have their own, streams none.
-	server := &http.Server{Handler: entrance, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	var handler http.Handler = entrance
+	if s.cfg.API.Auth.Mode == api.AuthOff && onlyHere(listener.Addr()) {
+		handler = api.OwnNames(s.cfg.API.Auth, s.cfg.Host, entrance)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	group.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return err
@@ -759,7 +768,7 @@ func (s *services) access(address net.Addr) string {
 	if s.cfg.API.Auth.Mode == api.AuthKeys {
 		return "it asks for API keys: pixtools keys create"
 	}
-	if tcp, ok := address.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+	if onlyHere(address) {
 		return "it asks for no API keys: whoever is on this machine may use it"
 	}
 	s.log.Warn("API_AUTH is off on an address of the network: whoever reaches it may read, submit and redrive everything; API_AUTH=keys asks for keys", "address", address.String())

@@ -156,7 +156,7 @@ func directLimits(t *testing.T, a, b *program) {
 		switch {
 		case size < 1:
 			require.Equal(t, http.StatusUnprocessableEntity, status)
-			require.Contains(t, string(body), "bytes is")
+			require.Contains(t, string(body), "bytes must be")
 		case size > direct:
 			require.Equal(t, http.StatusRequestEntityTooLarge, status)
 			require.Contains(t, string(body), "MAX_DIRECT_UPLOAD_BYTES allows 2097152")
@@ -226,20 +226,29 @@ func directRefused(t *testing.T, p *program) {
 	}
 	sum := strings.Repeat("0", 64)
 	for name, c := range map[string]struct {
-		wish  any
-		field string
+		wish   any
+		status int
+		field  string
 	}{
-		"no type":       {api.UploadRequest{Bytes: 1}, "content_type"},
-		"text":          {api.UploadRequest{ContentType: "text/plain", Bytes: 1}, "content_type"},
-		"short sum":     {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:]}, "sha256"},
-		"no hex":        {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:] + "g"}, "sha256"},
-		"bytes in text": {map[string]any{"content_type": "image/png", "bytes": "1"}, "bytes"},
+		"no type":       {api.UploadRequest{Bytes: 1}, 422, "content_type"},
+		"text":          {api.UploadRequest{ContentType: "text/plain", Bytes: 1}, 400, "content_type"},
+		"short sum":     {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:]}, 422, "sha256"},
+		"no hex":        {api.UploadRequest{ContentType: "image/png", Bytes: 1, SHA256: sum[1:] + "g"}, 422, "sha256"},
+		"bytes in text": {map[string]any{"content_type": "image/png", "bytes": "1"}, 422, "bytes"},
 	} {
 		status, body := p.wish("/api/uploads", c.wish)
-		require.Equal(t, http.StatusUnprocessableEntity, status, name)
+		require.Equal(t, c.status, status, name)
 		var problem api.Problem
 		require.NoError(t, json.Unmarshal(body, &problem), name)
 		require.Equal(t, c.field, problem.Errors[0].Field, name)
+	}
+	for _, bytes := range []string{"5.5", "1e2", "99999999999999999999", strings.Repeat("9", 5000), `"1"`, "0", "-1"} {
+		status, body := p.wish("/api/uploads", json.RawMessage(`{"content_type":"image/png","bytes":`+bytes+`}`))
+		require.Equal(t, http.StatusUnprocessableEntity, status, bytes)
+		var problem api.Problem
+		require.NoError(t, json.Unmarshal(body, &problem), bytes)
+		require.Equal(t, "bytes", problem.Errors[0].Field, bytes)
+		require.Equal(t, fmt.Sprintf("bytes must be the file's size: a whole number of bytes from 1 to %d (MAX_DIRECT_UPLOAD_BYTES)", direct), problem.Detail, bytes)
 	}
 }
 
