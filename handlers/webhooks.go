@@ -222,20 +222,17 @@ func (h *Webhooks) attempt(ctx context.Context, a *attempt) {
 		h.tellEarly(doing, a)
 	}
 	result := posted{code: "host_unavailable", message: "not attempted: the host's breaker was open for longer than WEBHOOK_GIVE_UP_AFTER", final: true}
-	switch {
-	case a.hopeless:
-	case a.host == "":
+	if !a.hopeless {
+		// Each time: the tenant may have been forgotten since the attempt before.
 		address, host, refused := h.poster.open(doing, a)
-		if refused != nil {
+		switch {
+		case refused != nil:
 			result = *refused
-			break
-		}
-		if !h.queue.at(a, address, host, time.Now()) {
+		case a.host == "" && !h.queue.at(a, address, host, time.Now()):
 			return
+		default:
+			result = h.poster.post(doing, a)
 		}
-		result = h.poster.post(doing, a)
-	default:
-		result = h.poster.post(doing, a)
 	}
 	now := time.Now()
 	if result.notYet > 0 {

@@ -64,12 +64,16 @@ func newPoster(cfg WebhooksConfig, parts WebhookParts) (*poster, error) {
 	return &poster{WebhookParts: parts, cfg: cfg, breakers: breakers}, err
 }
 
+// forgotten is what an attempt comes to whose tenant was forgotten.
+var forgotten = posted{code: "address_forgotten", message: "the key that the address was sealed with is gone", final: true}
+
 // open is an attempt's address and its host. Where it cannot be opened, result says what that
 // comes to.
 func (p *poster) open(ctx context.Context, a *attempt) (address, host string, result *posted) {
 	address, err := p.Keys.Open(ctx, a.job, a.state.GetWebhookUrl())
 	if errors.Is(err, secrets.ErrForgotten) {
-		return "", "", &posted{code: "address_forgotten", message: "the key that the address was sealed with is gone", final: true}
+		gone := forgotten
+		return "", "", &gone
 	}
 	if err != nil {
 		return "", "", &posted{notYet: p.cfg.Pause}
@@ -84,6 +88,9 @@ func (p *poster) open(ctx context.Context, a *attempt) (address, host string, re
 // post makes an attempt.
 func (p *poster) post(ctx context.Context, a *attempt) posted {
 	keys, err := p.Secrets.Signing(ctx, a.state.GetTenant())
+	if errors.Is(err, secrets.ErrForgotten) { // this process had the address's key in memory yet
+		return forgotten
+	}
 	if err != nil {
 		return posted{notYet: p.cfg.Pause}
 	}

@@ -76,15 +76,14 @@ func (r *Replayer) Diff(ctx context.Context, name string, tell func(Progress), s
 // Audit makes the usage anew of the log, in a schema that it removes again, and compares it
 // with the live one.
 func (r *Replayer) Audit(ctx context.Context, tell func(Progress), show func(Change) error) (built Rebuilt, d Difference, err error) {
-	if built, err = r.Build(ctx, Until{}, tell); err != nil {
-		return built, d, err
-	}
-	d, err = r.diff(ctx, built.Name, tell, func(tx pgx.Tx, d *Difference, _ func(Progress)) error {
-		return r.compareUsage(ctx, tx, built.Name, d, show)
+	err = r.Aside(ctx, tell, func(made Rebuilt) (err error) {
+		built = made
+		d, err = r.diff(ctx, made.Name, tell, func(tx pgx.Tx, d *Difference, _ func(Progress)) error {
+			return r.compareUsage(ctx, tx, made.Name, d, show)
+		})
+		return err
 	})
-	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.read.ApplyTimeout)
-	defer cancel()
-	return built, d, errors.Join(err, r.drop(cleaning, built.Name))
+	return built, d, err
 }
 
 // diff has two read models compared in one snapshot, in which both are at the same positions.

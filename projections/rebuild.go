@@ -93,6 +93,23 @@ var ErrLogCut = errors.New("the log's beginning is gone: what is made of the res
 // Build makes a read model of the log, as long as it is now, in a schema of its own. What
 // was made is removed where an error comes back.
 func (r *Replayer) Build(ctx context.Context, until Until, tell func(Progress)) (Rebuilt, error) {
+	return r.rebuild(ctx, until, false, tell)
+}
+
+// Aside makes a read model of the log, as long as it is now, for do alone, and removes it again.
+// There is a place for it whatever REPLAY_SCHEMAS says; one that is cut off the next replay removes.
+func (r *Replayer) Aside(ctx context.Context, tell func(Progress), do func(Rebuilt) error) error {
+	built, err := r.rebuild(ctx, Until{}, true, tell)
+	if err != nil {
+		return err
+	}
+	err = do(built)
+	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.read.ApplyTimeout)
+	defer cancel()
+	return errors.Join(err, r.drop(cleaning, built.Name))
+}
+
+func (r *Replayer) rebuild(ctx context.Context, until Until, aside bool, tell func(Progress)) (Rebuilt, error) {
 	began := time.Now()
 	starts, err := r.starts(ctx)
 	if err != nil {
@@ -110,11 +127,11 @@ func (r *Replayer) Build(ctx context.Context, until Until, tell func(Progress)) 
 	if p := until.Position; p != nil {
 		ends[p.Partition] = min(ends[p.Partition], p.Offset+1)
 	}
-	made, err := r.create(ctx, until.Text)
+	made, err := r.create(ctx, until.Text, aside)
 	if err != nil {
 		return Rebuilt{}, err
 	}
-	b := &build{Replayer: r, until: until, schema: made.Name, ends: ends, tell: r.noted(ctx, made, tell)}
+	b := &build{Replayer: r, until: until, aside: aside, schema: made.Name, ends: ends, tell: r.noted(ctx, made, tell)}
 	done := Rebuilt{SchemaInfo: made}
 	if err = b.run(ctx, &done); err == nil {
 		done.Took = time.Since(began)
@@ -129,7 +146,9 @@ func (r *Replayer) Build(ctx context.Context, until Until, tell func(Progress)) 
 // crosses partitions, so workers share nothing.
 type build struct {
 	*Replayer
-	until  Until
+	until Until
+	// aside: it stays in the state in which the next replay removes it.
+	aside  bool
 	schema string
 	pool   *pgxpool.Pool
 	ends   map[int32]int64
@@ -190,9 +209,14 @@ func (b *build) finish(ctx context.Context, done *Rebuilt) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = on"); err != nil {
 			return err
 		}
-		done.State, done.Since = StatePast, time.Now().UTC().Truncate(time.Second)
+		switch {
+		case b.aside:
+		case b.until == (Until{}):
+			done.State, done.Since = StateReady, time.Now().UTC().Truncate(time.Second)
+		default:
+			done.State, done.Since = StatePast, time.Now().UTC().Truncate(time.Second)
+		}
 		if b.until == (Until{}) {
-			done.State = StateReady
 			for partition, next := range b.ends {
 				_, err := tx.Exec(ctx, "INSERT INTO positions (log_id, partition, next_offset) VALUES ($1, $2, $3)", b.logID[:], partition, next)
 				if err != nil {

@@ -30,8 +30,9 @@ type ReplayConfig struct {
 	// table.
 	// Beyond it: with many more jobs than bytes, jobs are looked for in vain: slower.
 	FilterBytes int `env:"REPLAY_FILTER_BYTES" envDefault:"33554432" range:"1 KiB to 1 GiB" unit:"bytes"`
-	// Schemas is how many read models there may be beside the live one.
-	// Beyond it: the next rebuild is refused; `--drop` one.
+	// Schemas is how many read models there may be beside the live one, but for those that `verify`,
+	// `usage --audit` and `replay --diff` make and remove again.
+	// Beyond it: the next rebuild is refused; `pixtools replay --drop` one.
 	Schemas int `env:"REPLAY_SCHEMAS" envDefault:"4" range:"1 to 100" unit:"read models"`
 	// SwapTimeout is how long a swap may hold the live projection up. Queries that wait for the
 	// projection wait that long.

@@ -268,6 +268,19 @@ func TestRebuildIsTheLiveReadModel(t *testing.T) {
 	limited := w.replayer(func(c *projections.ReplayConfig) { c.Schemas = 2 })
 	_, err = limited.Build(w.ctx(), projections.Until{}, silent)
 	require.ErrorIs(t, err, projections.ErrSchemas)
+	require.ErrorContains(t, err, "pixtools replay --drop NAME")
+	// What is made for a comparison has a place all the same, and is gone afterwards, also after a fault.
+	_, d, err := limited.Audit(w.ctx(), silent, func(projections.Change) error { return nil })
+	require.NoError(t, err)
+	require.Zero(t, d.Usage)
+	fault := errors.New("a fault")
+	require.ErrorIs(t, limited.Aside(w.ctx(), silent, func(built projections.Rebuilt) error {
+		require.Contains(t, w.schemas(r), built.Name)
+		_, err := limited.Promote(w.ctx(), built.Name, silent)
+		require.ErrorIs(t, err, projections.ErrState)
+		return fault
+	}), fault)
+	require.Equal(t, []string{"pixtools_read", "pixtools_read_2", "pixtools_read_previous"}, w.schemas(r))
 	require.ErrorIs(t, r.Drop(w.ctx(), projections.Schema), projections.ErrState)
 	require.ErrorIs(t, r.Drop(w.ctx(), "public"), projections.ErrNoSchema)
 	require.NoError(t, r.Drop(w.ctx(), "pixtools_read_2"))

@@ -20,7 +20,7 @@ const Previous = Schema + "_previous"
 // States of a schema beside the live one.
 const (
 	stateLive = "live"
-	// StateBuilding: a rebuild is at work in it, or was cut off.
+	// StateBuilding: a rebuild, or a comparison that keeps nothing, is at work in it, or was cut off.
 	StateBuilding = "building"
 	// StateReady: it is whole, can be compared and can be promoted.
 	StateReady = "ready"
@@ -213,19 +213,20 @@ func (r *Replayer) Begin(ctx context.Context) (end func(), err error) {
 	return end, nil
 }
 
-// create makes an empty schema for a rebuild, with the tables of this version.
-func (r *Replayer) create(ctx context.Context, until string) (SchemaInfo, error) {
+// create makes an empty schema for a rebuild, with the tables of this version. One that stands aside
+// is not kept and so not counted.
+func (r *Replayer) create(ctx context.Context, until string, aside bool) (SchemaInfo, error) {
 	all, err := r.Schemas(ctx)
 	if err != nil {
 		return SchemaInfo{}, err
 	}
 	beside := slices.DeleteFunc(all, func(s SchemaInfo) bool { return s.Name == Schema })
-	if len(beside) >= r.cfg.Schemas {
+	if !aside && len(beside) >= r.cfg.Schemas {
 		var names []string
 		for _, s := range beside {
 			names = append(names, s.Name)
 		}
-		return SchemaInfo{}, fmt.Errorf("%w: %s; REPLAY_SCHEMAS is %d: drop one", ErrSchemas, strings.Join(names, ", "), r.cfg.Schemas)
+		return SchemaInfo{}, fmt.Errorf("%w: %s; REPLAY_SCHEMAS is %d; `pixtools replay --list` says what they are, `pixtools replay --drop NAME` removes one", ErrSchemas, strings.Join(names, ", "), r.cfg.Schemas)
 	}
 	number := 1
 	for _, s := range beside {

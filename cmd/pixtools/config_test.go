@@ -319,6 +319,37 @@ func TestMisspelt(t *testing.T) {
 	require.Empty(t, misspelt(others))
 }
 
+// TestRefusedFlags: what cannot be meant is refused before anything is looked for.
+func TestRefusedFlags(t *testing.T) {
+	p := prepare(t, nil)
+	picture, empty := saved(t, "a.png", pngOf(t, picture(8, 8))), saved(t, "empty.png", nil)
+	const tenant = "letters, digits, dots, dashes and underscores"
+	for _, test := range []struct {
+		args []string
+		told string
+	}{
+		{[]string{"webhooks", "address", "set", "https://example.org", "--tenant", ""}, tenant},
+		{[]string{"webhooks", "address", "clear", "--tenant", "Foo Bar!"}, tenant},
+		{[]string{"webhooks", "address", "show", "--tenant", "Foo Bar!"}, tenant},
+		{[]string{"webhooks", "secret", "create", "--tenant", "-a"}, tenant},
+		{[]string{"webhooks", "secret", "list", "--tenant", "Foo Bar!"}, tenant},
+		{[]string{"keys", "create", "--tenant", "Foo Bar!", "--scope", "read", "--name", "x"}, tenant},
+		{[]string{"keys", "create", "--tenant", "a", "--scope", "read", "--name", "x", "--expires", "0s"}, "--expires is 0s"},
+		{[]string{"keys", "create", "--tenant", "a", "--scope", "read", "--name", "x", "--expires", "-1h"}, "--expires is -1h"},
+		{[]string{"events", "cat", "--operation", "nosuch"}, "there are jpg, png, webp, avif, denoise"},
+		{[]string{"events", "tail", "--operation", "nosuch"}, "there are jpg, png, webp, avif, denoise"},
+		{[]string{"submit", picture, "--ops", "webp", "--out", t.TempDir()}, "needs --wait"},
+		{[]string{"submit", picture, "--ops", "webp", "--wait", "--out", picture}, "that is a file"},
+		{[]string{"submit", empty, "--ops", "webp"}, "is empty"},
+		{[]string{"submit", t.TempDir(), "--ops", "webp"}, "is a directory"},
+	} {
+		out, complaints, status := p.command(test.args...)
+		require.Equal(t, 1, status, "%s: %s", test.args, complaints)
+		require.Contains(t, complaints, test.told, test.args)
+		require.Empty(t, out)
+	}
+}
+
 // TestWrongUse: who calls a command wrongly is told how it is called.
 func TestWrongUse(t *testing.T) {
 	p := prepare(t, nil)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/eventlog"
@@ -82,6 +84,9 @@ func (w *wanted) query() (q eventlog.Query, err error) {
 	}
 	if w.limit < 0 {
 		return q, fmt.Errorf("--limit is %d: use 0 for no limit, or more", w.limit)
+	}
+	if _, known := operations.Find(w.operation); w.operation != "" && !known {
+		return q, fmt.Errorf("--operation is %q: there are %s", w.operation, strings.Join(operations.Names(), ", "))
 	}
 	q.Operation, q.Limit = w.operation, w.limit
 	q.From, err = eventlog.ParseFrom(w.from, now)
@@ -171,6 +176,8 @@ const patienceWithoutProgress = 2 * time.Second
 type meter struct {
 	what  string
 	shown bool
+	// bytes are counted, and the rate is told.
+	bytes bool
 	began time.Time
 	bar   *progressbar.ProgressBar
 }
@@ -185,7 +192,7 @@ func (m *meter) to(done, total int64) {
 	}
 	if m.bar == nil {
 		m.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetDescription(m.what),
-			progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
+			progressbar.OptionShowBytes(m.bytes), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
 	}
 	_ = m.bar.Set64(done)
 }

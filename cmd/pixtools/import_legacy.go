@@ -155,8 +155,8 @@ func (l *legacyImport) check() error {
 	if err := legacy.CheckPattern(l.pattern); err != nil {
 		faults = append(faults, err)
 	}
-	if l.tenant == "" {
-		faults = append(faults, errors.New("--tenant is empty: name a tenant, or leave it out for default"))
+	if err := apikeys.CheckTenant(l.tenant); err != nil {
+		faults = append(faults, err)
 	}
 	if l.idle < 0 {
 		faults = append(faults, fmt.Errorf("--idle is %s: it must be 0s or more", l.idle))

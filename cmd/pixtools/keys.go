@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -55,6 +56,9 @@ func keysCreate() *cobra.Command {
 			}
 			if cmd.Flags().Changed("reads-per-minute") {
 				wanted.ReadsPerMinute = &reads
+			}
+			if cmd.Flags().Changed("expires") && wanted.Lifetime == 0 {
+				return errors.New("--expires is 0s: it must be 1m or more, or not given, for a key that does not expire")
 			}
 			if err := wanted.Validate(); err != nil {
 				return err

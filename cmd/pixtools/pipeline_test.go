@@ -302,6 +302,7 @@ func TestSubmitCommand(t *testing.T) {
 	out, err := submit(source, "--ops", "webp,png", "--wait", "--out", dir)
 	require.NoError(t, err, out)
 	require.Contains(t, out, "SUCCEEDED")
+	require.NotContains(t, out, "\r", "no bar where nobody looks")
 	for _, format := range []string{"webp", "png"} {
 		content, err := os.ReadFile(filepath.Join(dir, "pixtools_"+format+"_photo."+format))
 		require.NoError(t, err)
@@ -313,6 +314,13 @@ func TestSubmitCommand(t *testing.T) {
 	out, err = submit(filepath.Join(dir, "absent.jpg"), "--ops", "webp")
 	require.Error(t, err)
 	require.Contains(t, out, "absent.jpg")
+
+	// With a server that is not there: it says at once where it looks and that it goes on.
+	out, err = submit(source, "--ops", "webp", "--server", "http://127.0.0.1:"+freePort(t), "--timeout", "3s")
+	require.Error(t, err)
+	require.Equal(t, 1, strings.Count(out, "trying again, for 3s in all (--timeout)"), out)
+	require.Contains(t, out, "is PixTools running there? --server names another address")
+	require.NotContains(t, out, "\r", "no bar where nobody looks")
 }
 
 // TestPortTaken: no other port is chosen silently.
@@ -326,7 +334,14 @@ func TestPortTaken(t *testing.T) {
 	}
 	second.start()
 	require.Error(t, second.cmd.Wait())
-	require.Contains(t, second.log.String(), "PORT")
+	require.Contains(t, second.log.String(), "set PORT")
+	for _, host := range []string{"nosuch.invalid", "192.0.2.1"} { // no address of any machine
+		nowhere := prepare(t, embeddedEnv(t))
+		nowhere.env = append(nowhere.env, "HOST="+host)
+		nowhere.start()
+		require.Error(t, nowhere.cmd.Wait())
+		require.Contains(t, nowhere.log.String(), "set HOST")
+	}
 }
 
 // TestConfigurationFaultsAtOnce: every fault is named, in one go.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -41,6 +42,14 @@ func (r *remote) check() error {
 	return nil
 }
 
+// unreachable tells of a request that was not answered.
+func (r *remote) unreachable(err error) error {
+	if inner := (*url.Error)(nil); errors.As(err, &inner) {
+		err = inner.Err // the address is said once
+	}
+	return fmt.Errorf("cannot reach %s (is PixTools running there? --server names another address): %w", r.server, err)
+}
+
 // call asks, with a body where there is one, and reads the answer, if it has any.
 func (r *remote) call(ctx context.Context, method, path string, body, into any) error {
 	if err := r.check(); err != nil {
@@ -61,7 +70,7 @@ func (r *remote) call(ctx context.Context, method, path string, body, into any) 
 	}
 	response, err := sendWithKey(request)
 	if err != nil {
-		return fmt.Errorf("cannot reach %s (is PixTools running there? --server names another address): %w", r.server, err)
+		return r.unreachable(err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode >= http.StatusBadRequest {

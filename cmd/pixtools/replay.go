@@ -36,8 +36,9 @@ func replayCommand() *cobra.Command {
 		Use:   "replay",
 		Short: "Rebuild the read model from the log, beside the live one; compare, swap, swap back",
 		Long: "Reads the log from its beginning and makes a read model of it in a schema of its own. The\n" +
-			"live one goes on meanwhile, and queries never stop. Nothing is written to the log.",
-		Example: "  pixtools replay --diff              rebuild, and print what is not as in the live read model\n" +
+			"live one goes on meanwhile, and queries never stop. Nothing is written to the log.\n" +
+			"What is built stays until --drop, but for that of --diff alone.",
+		Example: "  pixtools replay --diff              rebuild, print what is not as in the live read model, and keep nothing\n" +
 			"  pixtools replay --promote           rebuild, and put it in the live one's place\n" +
 			"  pixtools replay --schema pixtools_read_1 --promote   the one that was rebuilt before\n" +
 			"  pixtools replay --rollback          put back what was live before\n" +
@@ -153,7 +154,8 @@ func (r replay) work(ctx context.Context, replayer *projections.Replayer) error 
 		return r.printSwap(swapped, err, "what was live before")
 	}
 	name := r.schema
-	if name == "" {
+	// What is made for a comparison alone is not kept.
+	if name == "" && (!r.diff || r.promote || r.until != "") {
 		until, err := r.bound(ctx, replayer)
 		if err != nil {
 			return err
@@ -165,6 +167,9 @@ func (r replay) work(ctx context.Context, replayer *projections.Replayer) error 
 		}
 		name = built.Name
 		r.printBuilt(built, until)
+	}
+	if name == "" {
+		return r.compareAside(ctx, replayer, m)
 	}
 	differ := false
 	if r.diff {
@@ -179,7 +184,29 @@ func (r replay) work(ctx context.Context, replayer *projections.Replayer) error 
 		return r.printSwap(swapped, err, name)
 	}
 	if differ {
-		return errors.New("the read models are not the same")
+		return errDiffer
+	}
+	return nil
+}
+
+var errDiffer = errors.New("the read models are not the same")
+
+// compareAside compares with a read model that it removes again.
+func (r replay) compareAside(ctx context.Context, replayer *projections.Replayer, m *gauge) error {
+	differ, name := false, ""
+	err := replayer.Aside(ctx, m.tell, func(built projections.Rebuilt) (err error) {
+		m.finish()
+		name = built.Name
+		r.printBuilt(built, projections.Until{})
+		differ, err = r.compare(ctx, replayer, name, m)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(r.out, "removed %s; to keep one: pixtools replay, and then pixtools replay --schema NAME --diff\n", name)
+	if differ {
+		return errDiffer
 	}
 	return nil
 }
@@ -210,7 +237,7 @@ func (r replay) printBuilt(b projections.Rebuilt, until projections.Until) {
 	}
 	switch {
 	case until != (projections.Until{}):
-		fmt.Fprintf(r.out, "  it shows the state until %s (%s) and cannot be promoted\n", until.Text, until.Time.Format(time.RFC3339Nano))
+		fmt.Fprintf(r.out, "  it shows the state until %s (%s) and cannot be promoted; remove it: pixtools replay --drop %s\n", until.Text, until.Time.Format(time.RFC3339Nano), b.Name)
 	case !r.promote && !r.diff:
 		fmt.Fprintf(r.out, "  compare: pixtools replay --schema %[1]s --diff; make it live: pixtools replay --schema %[1]s --promote\n", b.Name)
 	}

@@ -127,6 +127,14 @@ func (x *traffic) more(submissions int) {
 	})
 }
 
+// names are those of a list's rows.
+func names(list string) (all []string) {
+	for _, line := range strings.Split(strings.TrimSpace(list), "\n")[1:] {
+		all = append(all, strings.Fields(line)[0])
+	}
+	return all
+}
+
 // A read model is promoted and rolled back under queries, and dropped under the running
 // program: no query fails while it is swapped, submissions never do, and one command
 // brings everything back.
@@ -155,15 +163,28 @@ func TestReplay(t *testing.T) {
 		t.Logf("%s", p.replayed("--rollback"))
 		x.more(30)
 	}
-	require.Contains(t, p.replayed("--diff"), "0 changed (~), 0 added (+), 0 missing (-)")
 	x.stop()
+	// What is kept leaves no place for another, but for those that a comparison makes and removes.
+	listed := p.replayed("--list")
+	kept := p.with("REPLAY_SCHEMAS=1")
+	out, err := kept.replay()
+	require.Error(t, err, "%s", out)
+	require.Contains(t, out, "pixtools replay --drop NAME")
+	out = kept.replayed("--diff")
+	require.Contains(t, out, "0 changed (~), 0 added (+), 0 missing (-)")
+	require.Contains(t, out, "removed pixtools_read_")
+	require.Empty(t, kept.verify(0).findings)
+	_, complaints, code := kept.command("usage", "--audit")
+	require.Zero(t, code, complaints)
+	require.Equal(t, names(listed), names(p.replayed("--list")))
+	p.replayed() // it stays, as pixtools_read_1
 	submitted, read := x.counts()
 	t.Logf("%d submissions, %d reads", submitted, read)
 	require.Empty(t, x.faults)
 
 	// A row changed by hand is found, and what is wrong with it.
 	execute("UPDATE pixtools_read.jobs SET revision = 9 WHERE job_id = $1", x.ids[0])
-	out, err := p.replay("--schema", "pixtools_read_1", "--diff")
+	out, err = p.replay("--schema", "pixtools_read_1", "--diff")
 	var status *exec.ExitError
 	require.ErrorAs(t, err, &status, "%s", out)
 	require.Contains(t, out, "~ "+x.ids[0]+"\n    revision: 9 -> 1\n")

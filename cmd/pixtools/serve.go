@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -247,7 +248,13 @@ func serve(ctx context.Context, cfg config, roles []string, log *slog.Logger) er
 func listen(cfg config) (net.Listener, error) {
 	address := net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port))
 	listener, err := net.Listen("tcp", address)
-	if err != nil {
+	var unknown *net.DNSError
+	switch {
+	case errors.As(err, &unknown) || errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("cannot listen on %s: %w; set HOST to an address of this machine, 127.0.0.1 or 0.0.0.0 for instance", address, err)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("cannot listen on %s: %w; set PORT to one above 1023", address, err)
+	case err != nil:
 		return nil, fmt.Errorf("cannot listen on %s: %w; stop what uses the port, or set PORT to another", address, err)
 	}
 	return listener, nil

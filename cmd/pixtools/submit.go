@@ -18,10 +18,10 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
 	"github.com/pixtools/pixtools/api"
@@ -54,16 +54,19 @@ func submitCommand() *cobra.Command {
 	flags.StringVar(&s.webhook, "webhook", "", "address to post the outcome to")
 	s.flag(flags)
 	flags.BoolVar(&s.wait, "wait", false, "wait until the job has ended")
-	flags.DurationVar(&s.timeout, "timeout", 10*time.Minute, "how long to wait")
-	flags.StringVar(&s.out, "out", "", "with --wait: download the results into this directory")
+	flags.DurationVar(&s.timeout, "timeout", 10*time.Minute, "how long to wait for the server, and with --wait for the job's end")
+	flags.StringVar(&s.out, "out", "", "download the results into this directory; needs --wait")
 	flags.BoolVar(&s.direct, "direct", false, "store the file in the object storage itself, and not through the API: for large files")
-	flags.BoolVar(&s.quiet, "quiet", false, "no progress on standard error")
+	flags.BoolVar(&s.quiet, "quiet", false, "nothing on standard error but what fails; progress is shown on a terminal only")
 	_ = cmd.MarkFlagRequired("ops")
 	return cmd
 }
 
 func (s *submission) run(ctx context.Context, file string, out io.Writer) error {
 	if err := s.check(); err != nil {
+		return err
+	}
+	if err := s.checkFiles(file); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
@@ -97,6 +100,28 @@ func (s *submission) run(ctx context.Context, file string, out io.Writer) error 
 	return nil
 }
 
+// checkFiles finds before anything is sent what would be in vain.
+func (s submission) checkFiles(file string) error {
+	if s.out != "" && !s.wait {
+		return errors.New("--out is for the results, which are there only at the job's end: it needs --wait")
+	}
+	if s.out != "" {
+		if there, err := os.Stat(s.out); err == nil && !there.IsDir() {
+			return fmt.Errorf("--out is %q: that is a file, and it must be a directory, which is made where it is not there", s.out)
+		}
+	}
+	info, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return err
+	case info.IsDir():
+		return fmt.Errorf("%s is a directory: name a picture", file)
+	case info.Mode().IsRegular() && info.Size() == 0:
+		return fmt.Errorf("%s is empty", file)
+	}
+	return nil
+}
+
 func (s submission) report(ctx context.Context, out io.Writer, op string, job api.Job) error {
 	result, link := job.OperationResults[op], job.ResultURLs[op]
 	switch {
@@ -117,12 +142,15 @@ func (s submission) report(ctx context.Context, out io.Writer, op string, job ap
 // upload sends the form, and again under the same key while the server is away.
 func (s submission) upload(ctx context.Context, file string) (api.Accepted, string, error) {
 	var stored string // what was stored for it, by --direct
-	for {
+	for told := ""; ; {
 		accepted, position, again, err := s.send(ctx, file, &stored)
 		if err == nil || !again {
 			return accepted, position, err
 		}
-		s.tell("%v; trying again", err)
+		if why := err.Error(); why != told {
+			s.tell("%s; trying again, for %s in all (--timeout)", why, s.timeout)
+			told = why
+		}
 		select {
 		case <-ctx.Done():
 			return accepted, "", err
@@ -162,9 +190,9 @@ func (s submission) send(ctx context.Context, file string, stored *string) (acce
 	}
 	body, size := io.MultiReader(head, tail), int64(head.Len()+tail.Len())
 	if *stored == "" {
-		bar := s.bar(info.Size(), "uploading")
-		defer func() { _ = bar.Finish() }()
-		body, size = io.MultiReader(head, io.TeeReader(source, bar), tail), size+info.Size()
+		content, done := s.counted(source, info.Size())
+		defer done()
+		body, size = io.MultiReader(head, content, tail), size+info.Size()
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, s.server+"/api/process", body)
 	if err != nil {
@@ -174,7 +202,7 @@ func (s submission) send(ctx context.Context, file string, stored *string) (acce
 	request.Header.Set("Content-Type", contentType)
 	response, err := sendWithKey(request)
 	if err != nil {
-		return accepted, "", ctx.Err() == nil, fmt.Errorf("cannot reach %s: %w", s.server, errors.Unwrap(err))
+		return accepted, "", ctx.Err() == nil, s.unreachable(err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusAccepted {
@@ -210,7 +238,7 @@ func (s submission) store(ctx context.Context, source io.ReadSeeker, info os.Fil
 	ask.Header.Set("Content-Type", "application/json")
 	answer, err := sendWithKey(ask)
 	if err != nil {
-		return "", ctx.Err() == nil, fmt.Errorf("cannot reach %s: %w", s.server, errors.Unwrap(err))
+		return "", ctx.Err() == nil, s.unreachable(err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
@@ -220,9 +248,9 @@ func (s submission) store(ctx context.Context, source io.ReadSeeker, info os.Fil
 	if err := json.NewDecoder(answer.Body).Decode(&signed); err != nil {
 		return "", false, err
 	}
-	bar := s.bar(info.Size(), "uploading")
-	defer func() { _ = bar.Finish() }()
-	put, err := http.NewRequestWithContext(ctx, signed.Method, signed.URL, io.TeeReader(source, bar))
+	content, done := s.counted(source, info.Size())
+	defer done()
+	put, err := http.NewRequestWithContext(ctx, signed.Method, signed.URL, content)
 	if err != nil {
 		return "", false, err
 	}
@@ -288,19 +316,38 @@ func (s submission) form(name, kind, stored string) (head, tail *bytes.Buffer, c
 	return head, bytes.NewBufferString(end), w.FormDataContentType(), nil
 }
 
-func (s submission) bar(size int64, what string) *progressbar.ProgressBar {
-	out := io.Writer(os.Stderr)
-	if s.quiet {
-		out = io.Discard
+// counted shows how far source, of a size, was read.
+func (s submission) counted(source io.Reader, size int64) (content io.Reader, done func()) {
+	m, read := newMeter("uploading", !s.quiet), int64(0)
+	m.bytes = true
+	var mu sync.Mutex // a request that was answered early may still be read
+	look := writerFunc(func(p []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		read += int64(len(p))
+		m.to(read, size)
+	})
+	return io.TeeReader(source, look), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		m.finish()
+		m.shown = false
 	}
-	return progressbar.NewOptions64(size, progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
-		progressbar.OptionSetDescription(what), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
+}
+
+// writerFunc looks at what is written.
+type writerFunc func(p []byte)
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f(p)
+	return len(p), nil
 }
 
 // follow asks until the job has ended.
 func (s submission) follow(ctx context.Context, id, position string) (api.Job, error) {
 	const patience, pause = "?wait=1", 500 * time.Millisecond
-	query, bar := patience, (*progressbar.ProgressBar)(nil)
+	query, m := patience, newMeter("working", !s.quiet)
+	defer m.finish()
 	if position != "" {
 		query += "&after=" + url.QueryEscape(position)
 	}
@@ -308,18 +355,14 @@ func (s submission) follow(ctx context.Context, id, position string) (api.Job, e
 		job, err := s.read(ctx, id, query)
 		if err == nil {
 			query = patience
-			if bar == nil {
-				bar = s.bar(int64(len(job.Operations)), "working")
-			}
-			done := 0
+			done := int64(0)
 			for _, r := range job.OperationResults {
 				if r.State != "PENDING" && r.State != "RUNNING" {
 					done++
 				}
 			}
-			_ = bar.Set(done)
+			m.to(done, int64(len(job.Operations)))
 			if job.Outcome != nil {
-				_ = bar.Finish()
 				return job, nil
 			}
 			continue

@@ -35,9 +35,10 @@ func forgetCommand() *cobra.Command {
 	var e erasure
 	cmd := &cobra.Command{
 		Use:   "forget TENANT",
-		Short: "Erase a tenant's personal data: delete its jobs and destroy its keys, for good",
+		Short: "Erase a tenant's personal data: delete its jobs, destroy its keys and its webhook address, for good",
 		Long: "File names and webhook addresses are in the log, and in every copy of it, encrypted with keys of\n" +
-			"their tenant. Without the keys nobody can read them again. Pictures are personal data, too: so all jobs\n" +
+			"their tenant. Without the keys nobody can read them again. Its default webhook address goes with them,\n" +
+			"and the secrets that sign its webhooks. Pictures are personal data, too: so all jobs\n" +
 			"of the tenant are deleted, and open ones cancelled before. Usage, which has no personal data, stays. What\n" +
 			"the tenant submits afterwards has a new key. Without --confirm it says what it would do, and does nothing.\n" +
 			"A back-up of before, with its secrets, has the keys: destroy it as well.",
@@ -76,7 +77,7 @@ func (e erasure) run(ctx context.Context) error {
 	}
 	defer end()
 	if e.confirm == "" {
-		return e.preview(ctx, k, func() (int64, error) { return secrets.Held(ctx, k.pool, e.tenant) })
+		return e.preview(ctx, k, func() (secrets.Holdings, error) { return secrets.Held(ctx, k.pool, e.tenant) })
 	}
 	if err := secrets.Migrate(ctx, k.pool); err != nil {
 		return err
@@ -87,17 +88,19 @@ func (e erasure) run(ctx context.Context) error {
 			return err
 		}
 	}
-	n, err := secrets.Forget(ctx, k.pool, e.tenant)
+	gone, err := secrets.Forget(ctx, k.pool, e.tenant)
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(e.out, "%d keys of %s destroyed; processes that hold one let go within %s (TENANT_KEYS_CHECK_INTERVAL), or, without the database, %s (TENANT_KEYS_HOLD)\n"+
-		"back-ups of before, with their secrets, still have them: destroy those, too\n", n, e.tenant, p.cfg.Secrets.CheckInterval, p.cfg.Secrets.Hold)
+		"%d default webhook addresses and %d signing secrets of %s removed; processes that know them let go within %s (WEBHOOK_ADDRESS_REFRESH) and %s (WEBHOOK_SECRETS_REFRESH)\n"+
+		"back-ups of before, with their secrets, still have all of them: destroy those, too\n", gone.Keys, e.tenant, p.cfg.Secrets.CheckInterval, p.cfg.Secrets.Hold,
+		gone.WebhookAddresses, gone.WebhookSecrets, e.tenant, p.cfg.API.AddressRefresh, p.cfg.Webhooks.SecretsRefresh)
 	return err
 }
 
-func (e erasure) preview(ctx context.Context, k keeper, held func() (int64, error)) error {
-	keys, err := held()
+func (e erasure) preview(ctx context.Context, k keeper, held func() (secrets.Holdings, error)) error {
+	of, err := held()
 	if err != nil {
 		return err
 	}
@@ -121,7 +124,8 @@ func (e erasure) preview(ctx context.Context, k keeper, held func() (int64, erro
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.out, "would destroy %d keys of %s\n", keys, e.tenant)
+	fmt.Fprintf(e.out, "would destroy %d keys of %s\n", of.Keys, e.tenant)
+	fmt.Fprintf(e.out, "would remove %d default webhook addresses and %d signing secrets\n", of.WebhookAddresses, of.WebhookSecrets)
 	if e.deleteJobs {
 		fmt.Fprintf(e.out, "would cancel %d open jobs, and delete them and %d that have ended, with %d bytes of pictures\n", open, ended, size)
 	} else {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -39,6 +40,10 @@ func TestForgetTenant(t *testing.T) {
 	require.Contains(t, p.ended(id).ResultURLs["webp"], "holiday")
 	slow := p.submit(file(name, "image/png", pngOf(t, picture(3000, 2000))), field("operations", `["denoise"]`))
 
+	for _, args := range [][]string{{"secret", "create"}, {"address", "set", "https://" + hook + "/default"}} {
+		_, complaints, status := p.command(append([]string{"webhooks"}, args...)...)
+		require.Zero(t, status, complaints)
+	}
 	forget := func(status int, args ...string) string {
 		t.Helper()
 		out, complaints, got := p.command(append([]string{"tenants", "forget", "default"}, args...)...)
@@ -48,13 +53,26 @@ func TestForgetTenant(t *testing.T) {
 	for _, args := range [][]string{nil, {"--dry-run"}} {
 		told := forget(0, args...)
 		require.Contains(t, told, "would destroy 1 keys of default")
+		require.Regexp(t, `would remove 1 default webhook addresses and [1-9]\d* signing secrets`, told)
 		require.Contains(t, told, "would cancel 1 open jobs, and delete them and 1 that have ended")
 		require.Contains(t, told, "nothing was done")
 	}
 	require.Contains(t, forget(1, "--confirm=other"), "must be the same")
 	require.Equal(t, name, p.ended(id).Source.Name)
 
-	require.Contains(t, forget(0, "--confirm=default", "--delete-jobs=false"), "1 keys of default destroyed")
+	told := forget(0, "--confirm=default", "--delete-jobs=false")
+	require.Contains(t, told, "1 keys of default destroyed")
+	require.Regexp(t, `1 default webhook addresses and [1-9]\d* signing secrets of default removed`, told)
+	nothing := func() {
+		t.Helper()
+		_, complaints, status := p.command("webhooks", "address", "show")
+		require.Equal(t, 1, status)
+		require.Contains(t, complaints, "has no webhook address")
+		out, complaints, status := p.command("webhooks", "secret", "list")
+		require.Zero(t, status, complaints)
+		require.Equal(t, 1, strings.Count(out, "\n"), "no secret is made for webhooks that wait: %s", out)
+	}
+	nothing()
 	var job api.Job
 	eventually(t, "the name is gone", func() (err error) {
 		if job, err = p.now(id); err == nil && job.Source.Name != "" {
@@ -81,7 +99,7 @@ func TestForgetTenant(t *testing.T) {
 	require.Equal(t, name, p.ended(again).Source.Name, "a new key")
 	require.True(t, p.ended(id).Source.NameErased)
 
-	told := forget(0, "--confirm=default")
+	told = forget(0, "--confirm=default")
 	require.Contains(t, told, "3 jobs of default deleted, 1 of them cancelled before")
 	require.Contains(t, told, "1 keys of default destroyed")
 	var problem api.Problem
@@ -89,6 +107,7 @@ func TestForgetTenant(t *testing.T) {
 		require.Equal(t, http.StatusNotFound, p.ask(http.MethodGet, "/api/jobs/"+id, nil, &problem))
 		nowhere(id)
 	}
+	nothing()
 	p.bucket().settles(map[string]bool{})
 	require.Contains(t, forget(0), "would destroy 0 keys of default")
 	require.Equal(t, "SUCCEEDED", *p.ended(submit()).Outcome)

@@ -306,11 +306,7 @@ func (v verify) compare(ctx context.Context, p *parts, tell teller) error {
 	}
 	defer end()
 	tell.gauge.counts = "records"
-	built, err := replayer.Build(ctx, projections.Until{}, tell.gauge.tell)
-	if err != nil {
-		return err
-	}
-	d, err := replayer.Diff(ctx, built.Name, tell.gauge.tell, func(c projections.Change) error {
+	show := func(c projections.Change) error {
 		message := map[string]string{projections.Added: "the live read model lacks the job", projections.Missing: "the live read model has a job that the log does not have",
 			projections.Changed: "the live row is not what the log makes of it:"}[c.Kind]
 		if c.Usage != "" {
@@ -320,16 +316,22 @@ func (v verify) compare(ctx context.Context, p *parts, tell teller) error {
 			message += fmt.Sprintf(" %s is %s, should be %s;", f.Field, short(f.Live), short(f.Other))
 		}
 		return tell.found(audit.Find(audit.ReadModel, c.JobID, "", nil, "%s", strings.TrimSuffix(message, ";")))
-	})
-	tell.gauge.finish()
-	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.StopTimeout)
-	defer cancel()
-	dropped := replayer.Drop(cleaning, built.Name)
-	if errors.Is(err, projections.ErrNoSchema) {
-		return errors.Join(tell.found(audit.Find(audit.ReadModel, "", "", nil, "there is no live read model")), dropped)
 	}
-	if err := errors.Join(err, dropped); err != nil {
+	var d projections.Difference
+	missing := false
+	err = replayer.Aside(ctx, tell.gauge.tell, func(built projections.Rebuilt) (err error) {
+		d, err = replayer.Diff(ctx, built.Name, tell.gauge.tell, show)
+		tell.gauge.finish()
+		if missing = errors.Is(err, projections.ErrNoSchema); missing {
+			return nil
+		}
 		return err
+	})
+	if err != nil {
+		return err
+	}
+	if missing {
+		return tell.found(audit.Find(audit.ReadModel, "", "", nil, "there is no live read model"))
 	}
 	tell.ReadModel = &readModelSummary{Same: d.Same, Changed: d.Changed, Added: d.Added, Missing: d.Missing, Usage: d.Usage, Behind: d.Behind, Unknown: d.Unknown}
 	if d.Behind > 0 {

@@ -27,6 +27,7 @@ func webhooksCommand() *cobra.Command {
 	address := &cobra.Command{Use: "address", Args: cobra.NoArgs, RunE: help, Short: "Where a tenant's webhooks go that name no address"}
 	for _, group := range []*cobra.Command{secret, address} {
 		group.PersistentFlags().StringVar(&tenant, "tenant", apikeys.DefaultTenant, "whose")
+		group.PersistentPreRunE = func(*cobra.Command, []string) error { return apikeys.CheckTenant(tenant) }
 	}
 	secret.AddCommand(secretCreate(&tenant), secretList(&tenant), secretRevoke(&tenant))
 	address.AddCommand(addressSet(&tenant), addressShow(&tenant), addressClear(&tenant))
@@ -131,7 +132,12 @@ func addressSet(tenant *string) *cobra.Command {
 				if err := outside.CheckURL(args[0]); err != nil {
 					return fmt.Errorf("the address %w", err)
 				}
-				return hooks.SetAddress(ctx, *tenant, args[0])
+				if err := hooks.SetAddress(ctx, *tenant, args[0]); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "jobs of %s that name no address are posted to %s, those that are submitted from now on, everywhere within %s (WEBHOOK_ADDRESS_REFRESH)\n",
+					*tenant, args[0], p.cfg.API.AddressRefresh)
+				return nil
 			})
 		},
 	}
@@ -164,8 +170,20 @@ func addressClear(tenant *string) *cobra.Command {
 		Short: "Have no address; jobs that were submitted before keep theirs",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withWebhooks(cmd.Context(), func(ctx context.Context, _ *parts, hooks *secrets.Webhooks) error {
-				return hooks.SetAddress(ctx, *tenant, "")
+			return withWebhooks(cmd.Context(), func(ctx context.Context, p *parts, hooks *secrets.Webhooks) error {
+				if err := hooks.ReadAddresses(ctx); err != nil {
+					return err
+				}
+				before := hooks.Address(*tenant)
+				if before == "" {
+					fmt.Fprintf(cmd.OutOrStdout(), "tenant %s had no webhook address\n", *tenant)
+					return nil
+				}
+				if err := hooks.SetAddress(ctx, *tenant, ""); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "tenant %s has no webhook address any more, everywhere within %s (WEBHOOK_ADDRESS_REFRESH); it was %s\n", *tenant, p.cfg.API.AddressRefresh, before)
+				return nil
 			})
 		},
 	}

@@ -284,9 +284,10 @@ func TestWebhooks(t *testing.T) {
 		_, complaints, code := p.command("webhooks", "address", "set", inside.server.URL)
 		require.Equal(t, 1, code)
 		require.Contains(t, complaints, "public internet")
-		_, complaints, code = p.command("webhooks", "address", "set", good.server.URL+"/tenant")
+		out, complaints, code := p.command("webhooks", "address", "set", good.server.URL+"/tenant")
 		require.Zero(t, code, complaints)
-		out, _, _ := p.command("webhooks", "address", "show")
+		require.Contains(t, out, "jobs of default that name no address are posted to "+good.server.URL+"/tenant")
+		out, _, _ = p.command("webhooks", "address", "show")
 		require.Equal(t, good.server.URL+"/tenant\n", out)
 		eventually(t, "a job that is posted to the tenant's address", func() error {
 			id := p.submit(file("a.png", "image/png", image), field("operations", `["webp"]`))
@@ -299,8 +300,11 @@ func TestWebhooks(t *testing.T) {
 		require.NotEmpty(t, good.of("/tenant"))
 		p.hook(submit(t, good, "/own"), "DELIVERED")
 		require.Len(t, good.of("/own"), 1)
-		_, complaints, code = p.command("webhooks", "address", "clear")
-		require.Zero(t, code, complaints)
+		for _, says := range []string{"tenant default has no webhook address any more", "tenant default had no webhook address"} {
+			out, complaints, code = p.command("webhooks", "address", "clear")
+			require.Zero(t, code, complaints)
+			require.Contains(t, out, says)
+		}
 		eventually(t, "a job that is posted nowhere", func() error {
 			if job := p.ended(p.submit(file("a.png", "image/png", image), field("operations", `["webp"]`))); job.Webhook != nil {
 				return fmt.Errorf("%+v", job.Webhook)

@@ -94,13 +94,18 @@ type Request struct {
 // tenantForm keeps names apart from what would need quoting anywhere.
 var tenantForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
+// CheckTenant says what is wrong with a tenant's name that --tenant gives.
+func CheckTenant(name string) error {
+	if !tenantForm.MatchString(name) || len(name) > longestTenant {
+		return fmt.Errorf("--tenant is %q: it must be 1 to %d letters, digits, dots, dashes and underscores, and begin with a letter or digit", name, longestTenant)
+	}
+	return nil
+}
+
 // Validate names every fault.
 func (r Request) Validate() error {
-	var faults []error
+	faults := []error{CheckTenant(r.Tenant)}
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	if !tenantForm.MatchString(r.Tenant) || len(r.Tenant) > longestTenant {
-		fault("--tenant is %q: it must be 1 to %d letters, digits, dots, dashes and underscores, and begin with a letter or digit", r.Tenant, longestTenant)
-	}
 	if r.Name == "" || len(r.Name) > longestName || slices.ContainsFunc([]rune(r.Name), func(c rune) bool { return c < ' ' || c == 0x7f }) {
 		fault("--name is %q: it must be 1 to %d bytes without control characters, and say who uses the key", r.Name, longestName)
 	}

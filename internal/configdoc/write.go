@@ -18,6 +18,8 @@ Everything is set by variables of the environment; [.env.example](../.env.exampl
 - What is fixed is in [ARCHITECTURE.md](ARCHITECTURE.md#limits).
 
 Beside these: the AWS SDK's own variables and files, where no ` + "`AWS_ACCESS_KEY_ID`" + ` is set; pgx's (` + "`PGPASSFILE`" + ` and others), where ` + "`DATABASE_URL`" + ` does not say it; ` + "`GOGC`, `GOMEMLIMIT`" + ` and the like.
+
+The tools that ask a running PixTools (those with ` + "`--server`" + `: ` + "`submit`, `job`, `dlq`, `usage`, `webhooks list` and `redeliver`" + `) read one variable, ` + "`PIXTOOLS_API_KEY`" + `: the API key that they send, where it asks for one.
 `
 
 // document is docs/configuration.md.

@@ -138,16 +138,40 @@ func (k *Keyring) forget(gone func(id string) bool) {
 	maps.DeleteFunc(k.current, func(_ string, key key) bool { return gone(key.id) })
 }
 
-// Forget destroys all keys of a tenant, and says how many there were. What was sealed with
-// them cannot be opened any more, wherever it was copied to; processes that hold them in
-// memory let go within CheckInterval. What is sealed afterwards has a new key.
-func Forget(ctx context.Context, pool *pgxpool.Pool, tenant string) (int64, error) {
-	tag, err := pool.Exec(ctx, `WITH gone AS (DELETE FROM pixtools_secrets.tenant_keys WHERE tenant = $1 RETURNING key_id, tenant)
-		INSERT INTO pixtools_secrets.forgotten_keys (key_id, tenant) SELECT key_id, tenant FROM gone`, tenant)
+// Holdings are what the schema has of a tenant, in numbers.
+type Holdings struct {
+	Keys, WebhookAddresses int64
+	// WebhookSecrets are those that were revoked, too: of these it has no key, but when they were made.
+	WebhookSecrets int64
+}
+
+// Forget destroys what the schema has of a tenant, all or nothing, and says what it was. What was
+// sealed with its keys cannot be opened any more, wherever it was copied to; processes that hold them
+// in memory let go within CheckInterval. What is sealed afterwards has a new key.
+func Forget(ctx context.Context, pool *pgxpool.Pool, tenant string) (gone Holdings, err error) {
+	// Alone: Signing makes no secret in between for a webhook that still waits.
+	err = alone(ctx, pool, tenant, func(tx pgx.Tx) error {
+		for _, of := range []struct {
+			statement string
+			n         *int64
+		}{
+			{`WITH gone AS (DELETE FROM pixtools_secrets.tenant_keys WHERE tenant = $1 RETURNING key_id, tenant)
+				INSERT INTO pixtools_secrets.forgotten_keys (key_id, tenant) SELECT key_id, tenant FROM gone`, &gone.Keys},
+			{"DELETE FROM pixtools_secrets.webhook_addresses WHERE tenant = $1", &gone.WebhookAddresses},
+			{"DELETE FROM pixtools_secrets.webhook_secrets WHERE tenant = $1", &gone.WebhookSecrets},
+		} {
+			tag, err := tx.Exec(ctx, of.statement, tenant)
+			if err != nil {
+				return err
+			}
+			*of.n = tag.RowsAffected()
+		}
+		return nil
+	})
 	if err != nil {
-		return 0, fmt.Errorf("forget the keys of tenant %s: %w", tenant, err)
+		return Holdings{}, fmt.Errorf("forget tenant %s: %w", tenant, err)
 	}
-	return tag.RowsAffected(), nil
+	return gone, nil
 }
 
 // lacksTable says whether a statement failed for want of a table: Migrate was never called there.
@@ -157,13 +181,15 @@ func lacksTable(err error) bool {
 	return errors.As(err, &refused) && refused.Code == undefinedTable
 }
 
-// Held counts the keys of a tenant: none where Migrate was never called.
-func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (n int64, err error) {
-	err = pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets.tenant_keys WHERE tenant = $1", tenant).Scan(&n)
-	if err != nil && !lacksTable(err) {
-		return 0, fmt.Errorf("count the keys of tenant %s: %w", tenant, err)
+// Held counts what Forget would destroy: nothing where Migrate was never called.
+func Held(ctx context.Context, pool *pgxpool.Pool, tenant string) (held Holdings, err error) {
+	for table, n := range map[string]*int64{"tenant_keys": &held.Keys, "webhook_addresses": &held.WebhookAddresses, "webhook_secrets": &held.WebhookSecrets} {
+		err := pool.QueryRow(ctx, "SELECT count(*) FROM pixtools_secrets."+table+" WHERE tenant = $1", tenant).Scan(n)
+		if err != nil && !lacksTable(err) {
+			return Holdings{}, fmt.Errorf("count what there is of tenant %s: %w", tenant, err)
+		}
 	}
-	return n, nil
+	return held, nil
 }
 
 // ErrOtherDatabase says that a database has none of a log's keys.

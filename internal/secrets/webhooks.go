@@ -80,7 +80,8 @@ var webhookTables = []string{
 }
 
 // Signing are the keys that sign a tenant's webhooks now, the newest first. A tenant
-// without one gets one.
+// without one gets one, but ErrForgotten where it was forgotten and has sent nothing since: what
+// still waits of it is to be posted nowhere.
 func (w *Webhooks) Signing(ctx context.Context, tenant string) ([][]byte, error) {
 	w.mu.Lock()
 	known, ok := w.signing[tenant]
@@ -89,7 +90,7 @@ func (w *Webhooks) Signing(ctx context.Context, tenant string) ([][]byte, error)
 		return known.keys, nil
 	}
 	keys, err := w.readSigning(ctx, tenant)
-	if err != nil && ok {
+	if err != nil && ok && !errors.Is(err, ErrForgotten) {
 		return known.keys, nil
 	}
 	if err != nil {
@@ -107,9 +108,17 @@ func (w *Webhooks) readSigning(ctx context.Context, tenant string) (keys [][]byt
 	if keys, err = active(ctx, w.pool, tenant); err != nil || len(keys) > 0 {
 		return keys, err
 	}
-	err = w.alone(ctx, tenant, func(tx pgx.Tx) error {
+	err = alone(ctx, w.pool, tenant, func(tx pgx.Tx) error {
 		if keys, err = active(ctx, tx, tenant); err != nil || len(keys) > 0 {
 			return err // another process made it
+		}
+		var forgotten bool
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pixtools_secrets.forgotten_keys WHERE tenant = $1)
+			AND NOT EXISTS (SELECT FROM pixtools_secrets.tenant_keys WHERE tenant = $1)`, tenant).Scan(&forgotten); err != nil {
+			return fmt.Errorf("ask whether tenant %s was forgotten: %w", tenant, err)
+		}
+		if forgotten {
+			return ErrForgotten
 		}
 		made, err := insertSecret(ctx, tx, tenant)
 		keys = [][]byte{made.Key}
@@ -119,8 +128,8 @@ func (w *Webhooks) readSigning(ctx context.Context, tenant string) (keys [][]byt
 }
 
 // alone has one process at a time change a tenant's secrets.
-func (w *Webhooks) alone(ctx context.Context, tenant string, do func(pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
+func alone(ctx context.Context, pool *pgxpool.Pool, tenant string, do func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtext('pixtools webhook secrets'), hashtext($1))", tenant); err != nil {
 			return fmt.Errorf("lock the webhook secrets of tenant %s: %w", tenant, err)
 		}
@@ -158,7 +167,7 @@ func insertSecret(ctx context.Context, tx pgx.Tx, tenant string) (WebhookSecret,
 
 // CreateSecret makes another secret for a tenant, which signs beside those that are there.
 func (w *Webhooks) CreateSecret(ctx context.Context, tenant string) (made WebhookSecret, err error) {
-	err = w.alone(ctx, tenant, func(tx pgx.Tx) error {
+	err = alone(ctx, w.pool, tenant, func(tx pgx.Tx) error {
 		keys, err := active(ctx, tx, tenant)
 		if err != nil {
 			return err
