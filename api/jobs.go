@@ -201,6 +201,9 @@ func (s *Server) waitFor(ctx context.Context, token string) error {
 	if position.Log != s.LogID {
 		return invalid("after", "after is a position in another log than this service's")
 	}
+	if int(position.Partition) >= s.Partitions {
+		return invalid("after", fmt.Sprintf("after is a position in partition %d, and the log has the partitions 0 to %d", position.Partition, s.Partitions-1))
+	}
 	if err := s.Reader.Wait(ctx, position.Partition, position.Offset); err != nil {
 		return unavailable("The read model has not reached that position yet.", err)
 	}
