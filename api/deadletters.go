@@ -200,7 +200,7 @@ func (s *Server) selectLetters(ctx context.Context, f projections.LetterFilter, 
 	if err := s.pickable("operation", f.Operation, operations.Names(), projections.LetterFilter{Operation: f.Operation}); err != nil {
 		return nil, 0, err
 	}
-	if err := s.pickable("type", f.Type, eventTypes(), projections.LetterFilter{Type: f.Type}); err != nil {
+	if err := s.pickable("type", f.Type, events.Types(), projections.LetterFilter{Type: f.Type}); err != nil {
 		return nil, 0, err
 	}
 	page, more, err := s.DeadLetters.List(f, limit)
@@ -220,14 +220,6 @@ func (s *Server) pickable(field, value string, known []string, having projection
 		return err
 	}
 	return invalid(field, fmt.Sprintf("%s must be one of %s, or what a dead letter has", field, strings.Join(known, ", ")))
-}
-
-// eventTypes are the ce_type of every event there is.
-func eventTypes() (types []string) {
-	for _, m := range events.Catalogue() {
-		types = append(types, string(m.ProtoReflect().Descriptor().FullName()))
-	}
-	return types
 }
 
 func nextAfter(page []*events.DeadLetter, more int) *string {

@@ -338,9 +338,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// What reads single parameters hears nothing of those that cannot be read, and would answer as if they were not there.
-	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil && s.queried[pattern] {
-		s.sendError(q, r, invalid("query", "the query string cannot be read: "+err.Error()+"; write % as %25, ; as %3B and & within a value as %26"))
-		return
+	if s.queried[pattern] {
+		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+			s.sendError(q, r, invalid("query", "the query string cannot be read: "+err.Error()+"; write % as %25, ; as %3B and & within a value as %26"))
+			return
+		}
 	}
 	s.mux.ServeHTTP(q, r.WithContext(apikeys.With(r.Context(), who)))
 }

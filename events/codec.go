@@ -209,6 +209,14 @@ func isEvent(m proto.Message) bool {
 	return false
 }
 
+// Types are the ce_type of every event there is, in the order of the Catalogue.
+func Types() (types []string) {
+	for _, m := range Catalogue() {
+		types = append(types, Event{Message: m}.Type())
+	}
+	return types
+}
+
 // Catalogue is an empty message of every event there is, in the order of a job's life.
 func Catalogue() []proto.Message {
 	return []proto.Message{

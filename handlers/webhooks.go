@@ -228,10 +228,10 @@ func (h *Webhooks) attempt(ctx context.Context, a *attempt) {
 		switch {
 		case refused != nil:
 			result = *refused
-		case a.host == "" && !h.queue.at(a, address, host, time.Now()):
+		case a.host == "" && !h.queue.at(a, host, time.Now()):
 			return
 		default:
-			result = h.poster.post(doing, a)
+			result = h.poster.post(doing, a, address)
 		}
 	}
 	now := time.Now()

@@ -72,8 +72,7 @@ var forgotten = posted{code: "address_forgotten", message: "the key that the add
 func (p *poster) open(ctx context.Context, a *attempt) (address, host string, result *posted) {
 	address, err := p.Keys.Open(ctx, a.job, a.state.GetWebhookUrl())
 	if errors.Is(err, secrets.ErrForgotten) {
-		gone := forgotten
-		return "", "", &gone
+		return "", "", &forgotten
 	}
 	if err != nil {
 		return "", "", &posted{notYet: p.cfg.Pause}
@@ -85,8 +84,8 @@ func (p *poster) open(ctx context.Context, a *attempt) (address, host string, re
 	return address, strings.ToLower(u.Host), nil
 }
 
-// post makes an attempt.
-func (p *poster) post(ctx context.Context, a *attempt) posted {
+// post makes an attempt, at the address that open gave.
+func (p *poster) post(ctx context.Context, a *attempt, address string) posted {
 	keys, err := p.Secrets.Signing(ctx, a.state.GetTenant())
 	if errors.Is(err, secrets.ErrForgotten) { // this process had the address's key in memory yet
 		return forgotten
@@ -100,7 +99,7 @@ func (p *poster) post(ctx context.Context, a *attempt) posted {
 	if err != nil {
 		return posted{code: "internal", message: "the outcome could not be rendered: see the log of the role webhooks"}
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, a.address, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
 	if err != nil {
 		return posted{code: "address_invalid", message: "the address cannot be called", final: true}
 	}

@@ -21,10 +21,11 @@ type attempt struct {
 
 	// at is when to look at it: when it is due, or when its host may be called again.
 	at time.Time
-	// address and host are known once the address was opened.
-	address, host string
-	place         place
-	index         int // in the timers
+	// host is known once the address was opened. The address is not kept: its key may be
+	// destroyed meanwhile.
+	host  string
+	place place
+	index int // in the timers
 	// dropped: it is not wanted any more. If it runs, it ends all the same.
 	dropped bool
 	// hopeless: its host could not be called for so long that it is given up.
@@ -211,10 +212,10 @@ func (q *hookQueue) host(name string) *hookHost {
 
 // at tells which host a running attempt is for, now that its address is open. False: it
 // waits for that host, and is not running any more.
-func (q *hookQueue) at(a *attempt, address, host string, now time.Time) bool {
+func (q *hookQueue) at(a *attempt, host string, now time.Time) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	a.address, a.host = address, host
+	a.host = host
 	q.running--
 	if q.claim(a, now) {
 		return true

@@ -129,9 +129,9 @@ func TestHookQueueOpens(t *testing.T) {
 	}
 	opened := q.take(hooksNow)
 	require.Len(t, opened, 3)
-	require.True(t, q.at(opened[0], "http://a/", "a", hooksNow))
-	require.False(t, q.at(opened[1], "http://a/", "a", hooksNow))
-	require.True(t, q.at(opened[2], "http://b/", "b", hooksNow))
+	require.True(t, q.at(opened[0], "a", hooksNow))
+	require.False(t, q.at(opened[1], "a", hooksNow))
+	require.True(t, q.at(opened[2], "b", hooksNow))
 	require.Equal(t, 2, q.running)
 	q.done(opened[0])
 	require.Equal(t, []*attempt{opened[1]}, q.take(hooksNow))

@@ -69,18 +69,19 @@ func (r *Reader) row(ctx context.Context, query string, args []any, into ...any)
 	defer cancel()
 	for {
 		err := r.pool.QueryRow(ctx, query, args...).Scan(into...)
-		there := false
+		if err == nil {
+			return nil
+		}
 		if errors.Is(err, pgx.ErrNoRows) {
-			if there, err = r.there(ctx, query, args); err == nil && !there {
+			var there bool
+			if there, err = r.there(ctx, query, args); there {
+				continue // it came in between
+			}
+			if err == nil {
 				return ErrNotFound
 			}
 		}
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-		if !there {
-			return nil
-		}
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 }
 
@@ -102,13 +103,13 @@ func (r *Reader) there(ctx context.Context, query string, args []any) (found boo
 			delete(furthest, *partition)
 		}
 		return nil
-	}); err != nil || found {
-		return found, err
+	}); err != nil {
+		return false, err
 	}
-	if len(furthest) > 0 {
+	if !found && len(furthest) > 0 {
 		return false, errSwapped
 	}
-	return false, nil
+	return found, nil
 }
 
 // Job is a job of a tenant as the read model has it.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -17,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/pixtools/pixtools/commands/operations"
 	"github.com/pixtools/pixtools/events"
 	"github.com/pixtools/pixtools/internal/embedded"
 	"github.com/pixtools/pixtools/internal/eventlog"
@@ -85,8 +83,10 @@ func (w *wanted) query() (q eventlog.Query, err error) {
 	if w.limit < 0 {
 		return q, fmt.Errorf("--limit is %d: use 0 for no limit, or more", w.limit)
 	}
-	if _, known := operations.Find(w.operation); w.operation != "" && !known {
-		return q, fmt.Errorf("--operation is %q: there are %s", w.operation, strings.Join(operations.Names(), ", "))
+	if w.operation != "" {
+		if err := checkOperation(w.operation); err != nil {
+			return q, err
+		}
 	}
 	q.Operation, q.Limit = w.operation, w.limit
 	q.From, err = eventlog.ParseFrom(w.from, now)

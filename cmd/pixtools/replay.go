@@ -154,8 +154,10 @@ func (r replay) work(ctx context.Context, replayer *projections.Replayer) error 
 		return r.printSwap(swapped, err, "what was live before")
 	}
 	name := r.schema
-	// What is made for a comparison alone is not kept.
-	if name == "" && (!r.diff || r.promote || r.until != "") {
+	if name == "" && r.diff && !r.promote && r.until == "" { // what is made for a comparison alone is not kept
+		return r.compareAside(ctx, replayer, m)
+	}
+	if name == "" {
 		until, err := r.bound(ctx, replayer)
 		if err != nil {
 			return err
@@ -167,9 +169,6 @@ func (r replay) work(ctx context.Context, replayer *projections.Replayer) error 
 		}
 		name = built.Name
 		r.printBuilt(built, until)
-	}
-	if name == "" {
-		return r.compareAside(ctx, replayer, m)
 	}
 	differ := false
 	if r.diff {

@@ -74,10 +74,18 @@ func reprocessCommand() *cobra.Command {
 	return cmd
 }
 
+// checkOperation refuses an operation that there is not.
+func checkOperation(name string) error {
+	if _, known := operations.Find(name); !known {
+		return fmt.Errorf("--operation is %q: there are %s", name, strings.Join(operations.Names(), ", "))
+	}
+	return nil
+}
+
 func (r reprocess) start(ctx context.Context) error {
 	if r.run == "" {
-		if _, known := operations.Find(r.operation); !known {
-			return fmt.Errorf("--operation is %q: there are %s", r.operation, strings.Join(operations.Names(), ", "))
+		if err := checkOperation(r.operation); err != nil {
+			return err
 		}
 	}
 	if _, err := commands.ParseWhere(r.where); err != nil {

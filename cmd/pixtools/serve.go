@@ -434,11 +434,7 @@ func (s *services) announceSchemas(ctx context.Context) {
 	if s.cfg.Registry.URL == "" {
 		return
 	}
-	var subjects []string
-	for _, m := range events.Catalogue() {
-		subjects = append(subjects, string(m.ProtoReflect().Descriptor().FullName()))
-	}
-	registry.Announce(ctx, s.cfg.Registry, subjects, schemas.Events, s.log)
+	registry.Announce(ctx, s.cfg.Registry, events.Types(), schemas.Events, s.log)
 }
 
 func (s *services) prepareDatabase(ctx context.Context) error {
